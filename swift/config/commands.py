@@ -1,0 +1,122 @@
+"""One config per command, composed of sections. A config is a frozen value that also knows where each of its values came from."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+from swift.config.chat import ChatOptions
+from swift.config.data import DataOptions
+from swift.config.export import ExportOptions
+from swift.config.generation import GenerationOptions, InferOptions
+from swift.config.model import ModelOptions, QuantizationOptions
+from swift.config.options import Spec, option, section_specs
+from swift.config.training import EvaluationOptions, LoggingOptions, SavingOptions, TrainingOptions
+from swift.config.tuner import TunerOptions
+
+
+class Origin(NamedTuple):
+    """Where a value came from (`command line`, `config file`, `args.json`, `decided`) and, if decided, why."""
+
+    source: str
+    why: str = ""
+
+
+@dataclass(frozen=True)
+class CommonOptions:
+    dry_run: bool = option(False)
+
+
+@dataclass(frozen=True)
+class Config:
+    """Sections as attributes (`config.model.model`); `origins` names the source of every value that isn't a plain default."""
+
+    origins: Mapping[str, Origin] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def specs(cls) -> dict[str, Spec]:
+        """Option name -> its spec, in the order of the help page."""
+        found: dict[str, Spec] = {}
+        for section_field in dataclasses.fields(cls):
+            if section_field.name != "origins":
+                for spec in section_specs(section_field.name, type(section_field.default)):
+                    found[spec.name] = spec
+        return found
+
+    def value(self, name: str) -> Any:
+        return getattr(getattr(self, self.specs()[name].section), name)
+
+    def given(self, name: str) -> bool:
+        """True when the user typed the value or wrote it in a config file."""
+        origin = self.origins.get(name)
+        return origin is not None and origin.source in ("command line", "config file")
+
+    def replace(self, values: Mapping[str, Any], source: str, why: str = "") -> Config:
+        """A copy with these options set and their origin recorded."""
+        specs = self.specs()
+        by_section: dict[str, dict[str, Any]] = {}
+        for name, value in values.items():
+            by_section.setdefault(specs[name].section, {})[name] = value
+        sections = {s: dataclasses.replace(getattr(self, s), **changes) for s, changes in by_section.items()}
+        origins = {**self.origins, **{name: Origin(source, why) for name in values}}
+        return dataclasses.replace(self, origins=origins, **sections)
+
+    def decide(self, why: str, **values: Any) -> Config:
+        """Set values that the user left open, with the reason that --dry_run prints."""
+        return self.replace(values, "decided", why)
+
+    def flat(self) -> dict[str, Any]:
+        """Option name -> value; tuples become lists, so that JSON gives back the same."""
+        values = {name: self.value(name) for name in self.specs()}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+
+@dataclass(frozen=True)
+class SftConfig(Config):
+    model: ModelOptions = ModelOptions()
+    quantization: QuantizationOptions = QuantizationOptions()
+    chat: ChatOptions = ChatOptions()
+    data: DataOptions = DataOptions()
+    tuner: TunerOptions = TunerOptions()
+    training: TrainingOptions = TrainingOptions()
+    evaluation: EvaluationOptions = EvaluationOptions()
+    saving: SavingOptions = SavingOptions()
+    logging: LoggingOptions = LoggingOptions()
+    common: CommonOptions = CommonOptions()
+
+
+@dataclass(frozen=True)
+class InferConfig(Config):
+    model: ModelOptions = ModelOptions()
+    quantization: QuantizationOptions = QuantizationOptions()
+    chat: ChatOptions = ChatOptions()
+    generation: GenerationOptions = GenerationOptions()
+    infer: InferOptions = InferOptions()
+    data: DataOptions = DataOptions()
+    common: CommonOptions = CommonOptions()
+
+
+@dataclass(frozen=True)
+class ExportConfig(Config):
+    model: ModelOptions = ModelOptions()
+    quantization: QuantizationOptions = QuantizationOptions()
+    chat: ChatOptions = ChatOptions()
+    data: DataOptions = DataOptions()
+    export: ExportOptions = ExportOptions()
+    common: CommonOptions = CommonOptions()
+
+
+@dataclass(frozen=True)
+class ListOptions:
+    query: str | None = option()
+    family: str | None = option()
+    modality: str | None = option(choices=("text", "image", "video", "audio"))
+    json: bool = option(False)
+
+
+@dataclass(frozen=True)
+class ListConfig(Config):
+    listing: ListOptions = ListOptions()
+    common: CommonOptions = CommonOptions()

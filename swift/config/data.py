@@ -1,0 +1,25 @@
+"""The section that says which rows to use and how to mix, split and check them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from swift.config.options import option
+
+
+@dataclass(frozen=True)
+class DataOptions:
+    dataset: tuple[str, ...] = option((), aliases=("train_dataset", "custom_train_dataset_path"))
+    val_dataset: tuple[str, ...] = option((), aliases=("custom_val_dataset_path",))
+    dataset_dir: str | None = option()
+    split_dataset_ratio: float = option(0.0, low=0.0, high=1.0, aliases=("dataset_test_ratio", "val_size"))
+    columns: dict | None = option()
+    dataset_shuffle: bool = option(True)
+    val_dataset_shuffle: bool = option(False)
+    data_seed: int | None = option()
+    dataset_num_proc: int = option(1, low=1, aliases=("preprocess_num_proc", "preprocessing_num_workers"))
+    strict: bool = option(False)
+    max_drop_ratio: float | None = option(low=0.0, high=1.0)
+    model_name: tuple[str, ...] = option(())
+    model_author: tuple[str, ...] = option(())
+    custom_dataset_info: tuple[str, ...] = option(())

@@ -1,0 +1,98 @@
+"""Options as dataclass fields: name, type, default, choices and aliases in one place, and what a section's options are.
+
+A section is a frozen dataclass whose fields are made by `option(...)`. The field's name is the flag's name, its annotation
+the type, its line of help stands in i18n/<language>.toml under [options]. Knows nothing of argv.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+_MISSING = dataclasses.MISSING
+
+# annotation as written -> (kind, is list). `None` as a default means: decided later, and said.
+KINDS: dict[str, tuple[str, bool]] = {
+    "str": ("str", False),
+    "str | None": ("str", False),
+    "int": ("int", False),
+    "int | None": ("int", False),
+    "float": ("float", False),
+    "float | None": ("float", False),
+    "bool": ("bool", False),
+    "bool | None": ("bool", False),
+    "dict | None": ("dict", False),
+    "tuple[str, ...]": ("str", True),
+    "tuple[float, ...]": ("float", True),
+    "tuple[int, ...]": ("int", True),
+}
+
+
+def option(
+    default: Any = None,
+    *,
+    choices: Sequence[Any] = (),
+    aliases: Sequence[str] = (),
+    values: dict[str, Any] | None = None,
+    low: float | None = None,
+    high: float | None = None,
+) -> Any:
+    """A section's field. `aliases` are other names of the flag; `values` maps older spellings of a value to today's.
+
+    `low` and `high` are inclusive bounds of numbers.
+    """
+    metadata = {"choices": tuple(choices), "aliases": tuple(aliases), "values": values or {}, "low": low, "high": high}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """One option as the parser, the help page and forms see it."""
+
+    name: str
+    section: str
+    kind: str  # str, int, float, bool, dict
+    is_list: bool
+    default: Any
+    choices: tuple[Any, ...]
+    aliases: tuple[str, ...]
+    values: dict[str, Any]
+    low: float | None
+    high: float | None
+
+    @property
+    def type_name(self) -> str:
+        name = "JSON" if self.kind == "dict" else self.kind.upper()
+        if self.kind == "bool":
+            name = "true|false"
+        elif self.choices:
+            name = "|".join(str(choice) for choice in self.choices)
+        return f"{name} ..." if self.is_list else name
+
+
+@functools.cache
+def section_specs(section_name: str, section: type) -> tuple[Spec, ...]:
+    """The options of one section class, in the order in which they are written."""
+    specs = []
+    for field in dataclasses.fields(section):
+        kind, is_list = KINDS[str(field.type)]
+        default = field.default if field.default is not _MISSING else None
+        meta = field.metadata
+        specs.append(
+            Spec(
+                name=field.name,
+                section=section_name,
+                kind=kind,
+                is_list=is_list,
+                default=default,
+                choices=meta["choices"],
+                aliases=meta["aliases"],
+                values=meta["values"],
+                low=meta["low"],
+                high=meta["high"],
+            )
+        )
+    return tuple(specs)

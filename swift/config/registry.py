@@ -1,0 +1,66 @@
+"""The commands: name -> where their config class and their main function stand, as strings, so that nothing is imported early."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Command:
+    """`config` and `main` are "module:name". `positional` names the option that a lone first word is for.
+
+    `forced` are values that make one command a variant of another, and `launch` says that it starts through torchrun
+    when NPROC_PER_NODE or NNODES ask for it. A command without `main` is known but not built.
+    """
+
+    config: str | None = None
+    main: str | None = None
+    positional: str | None = None
+    forced: tuple[tuple[str, Any], ...] = ()
+    launch: bool = False
+
+
+COMMANDS: dict[str, Command] = {
+    "list-models": Command("swift.config.commands:ListConfig", "swift.catalog.listing:list_models", positional="query"),
+    "list-datasets": Command(
+        "swift.config.commands:ListConfig", "swift.catalog.listing:list_datasets", positional="query"
+    ),
+    "sft": Command("swift.config.commands:SftConfig", "swift.train.sft:main", launch=True),
+    "pt": Command(
+        "swift.config.commands:SftConfig",
+        "swift.train.sft:main",
+        forced=(("use_chat_template", False), ("loss_scale", "all")),
+        launch=True,
+    ),
+    "infer": Command("swift.config.commands:InferConfig", "swift.engines.infer:main"),
+    "export": Command("swift.config.commands:ExportConfig", "swift.export.export:main"),
+    "merge-lora": Command(
+        "swift.config.commands:ExportConfig", "swift.export.export:main", forced=(("merge_lora", True),)
+    ),
+    "deploy": Command(),
+    "eval": Command(),
+    "web-ui": Command(),
+    "app": Command(),
+    "rlhf": Command(),
+    "sample": Command(),
+    "rollout": Command(),
+}
+
+
+def load(reference: str) -> Any:
+    """The object that "module:name" names."""
+    module, _, name = reference.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def commands_taking(option: str) -> list[str]:
+    """The built commands that have an option of this name."""
+    found = []
+    for name, command in COMMANDS.items():
+        if command.config:
+            specs = load(command.config).specs()
+            if option in specs or any(option in spec.aliases for spec in specs.values()):
+                found.append(name)
+    return found
