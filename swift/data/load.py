@@ -1,0 +1,247 @@
+"""Data sets by name -> canonical rows, mixed, sampled and split, every one counted.
+
+Promises: what `--dataset` and `--val_dataset` name is read row by row; each row read ends in exactly one of train, val,
+not sampled, or dropped with a reason and file:line. Missing, empty and wholly bad data are DataErrors. Same seed, same
+rows. Knows nothing of tokens.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from swift.config.data import DataOptions
+from swift.data.formats import ColumnMap, canonical_row
+from swift.data.identity import fill_identity, has_placeholder
+from swift.data.info import InfoEntry, read_infos
+from swift.data.read import Broken, read_file
+from swift.data.report import DataReport
+from swift.data.rows import RowError, Rows, RowStore, Source
+from swift.data.select import select
+from swift.data.spec import DatasetSpec, parse_spec
+from swift.data.tally import DatasetCount
+from swift.errors import DataError, UsageError
+from swift.hub import LocalData, resolve_dataset
+
+DEFAULT_SEED = 42
+Resolve = Callable[..., LocalData]
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """`train` and `val`: rows in the order of use (val may be empty). `report` goes on counting in `encode_rows`."""
+
+    train: Rows
+    val: Rows
+    report: DataReport
+
+    def source(self, row_id: int) -> Source:
+        """The file and line of an encoded example's `row_id`."""
+        return self.train.store.source(row_id)
+
+
+@dataclass(frozen=True)
+class _Found:
+    """Where one data set lies and how to read it."""
+
+    files: tuple[Path, ...]
+    columns: ColumnMap
+    rows: int | None
+    is_identity: bool
+
+
+def load_rows(
+    options: DataOptions,
+    *,
+    use_hf: bool = False,
+    hub_token: str | None = None,
+    need_response: bool = True,
+    keep_columns: bool = False,
+    resolve: Resolve = resolve_dataset,
+) -> Loaded:
+    """Read, sample, split and shuffle the rows that the options name.
+
+    `need_response` False also takes rows without an answer (what inference and online RL read). `keep_columns` keeps
+    columns that the canonical row doesn't have. `resolve` finds a name's files, as `swift.hub.resolve_dataset` does.
+    DataError for missing, empty or wholly bad data, with `strict` for any dropped row, and when more than
+    `max_drop_ratio` of the rows are dropped; UsageError for a wrong data set word.
+    """
+    loader = _Loader(options, use_hf, hub_token, need_response, keep_columns, resolve)
+    return loader.load()
+
+
+class _Loader:
+    def __init__(
+        self,
+        options: DataOptions,
+        use_hf: bool,
+        hub_token: str | None,
+        need_response: bool,
+        keep: bool,
+        resolve: Resolve,
+    ):
+        self.options, self.use_hf, self.hub_token = options, use_hf, hub_token
+        self.need_response, self.keep_columns, self.resolve = need_response, keep, resolve
+        self.seed = DEFAULT_SEED if options.data_seed is None else options.data_seed
+        self.store, self.report = RowStore(), DataReport()
+        self.infos = read_infos(options.custom_dataset_info, options.dataset_dir)
+
+    def load(self) -> Loaded:
+        options = self.options
+        ratio = 0.0 if options.val_dataset else options.split_dataset_ratio
+        if options.val_dataset and options.split_dataset_ratio:
+            self.report.remarks.append("--split_dataset_ratio is not used: --val_dataset names the rows to evaluate on")
+        train, val = self._dataset_group(options.dataset, ratio, options.dataset_shuffle, offset=0)
+        if options.val_dataset:
+            val, _ = self._dataset_group(
+                options.val_dataset, 0.0, options.val_dataset_shuffle, offset=len(options.dataset), as_val=True
+            )
+        if options.dataset_shuffle:
+            train = np.random.RandomState(self.seed).permutation(train)
+        if options.val_dataset_shuffle:
+            val = np.random.RandomState(self.seed).permutation(val)
+        loaded = Loaded(Rows(self.store, train), Rows(self.store, val), self.report)
+        self.report.note_duplicates(loaded.train, loaded.val)
+        self.report.check(strict=options.strict, max_drop_ratio=options.max_drop_ratio)
+        return loaded
+
+    def _dataset_group(
+        self, words: Sequence[str], ratio: float, shuffle: bool, offset: int, as_val: bool = False
+    ) -> tuple[np.ndarray, np.ndarray]:
+        train, val = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for number, word in enumerate(words, offset):
+            spec = parse_spec(word)
+            found = self._find(spec)
+            count = DatasetCount(word)
+            self.report.datasets.append(count)
+            indices = self._read(found, count)
+            rng = np.random.RandomState((self.seed + number) % 2**32)
+            chosen = select(len(indices), found.rows, ratio, shuffle, rng)
+            count.unsampled = len(indices) - chosen.distinct
+            count.repeated = len(chosen.train) - (chosen.distinct - len(chosen.val))
+            count.train, count.val = len(chosen.train), len(chosen.val)
+            if as_val:
+                count.train, count.val, count.is_val = 0, len(chosen.train), True
+            train.append(indices[chosen.train])
+            val.append(indices[chosen.val])
+        return np.concatenate(train), np.concatenate(val)
+
+    # --- finding -------------------------------------------------------------------------------------------------
+
+    def _find(self, spec: DatasetSpec) -> _Found:
+        info = self.infos.get(spec.name.lower()) if not Path(spec.name).expanduser().exists() else None
+        use_hf = self.use_hf if spec.use_hf is None else spec.use_hf
+        name, subsets, split = spec.name, spec.subsets, None
+        if info is not None:
+            hub_id = info.hf_id if use_hf else info.ms_id
+            name = str(info.path) if info.path else hub_id or info.hf_id or info.ms_id or name
+            use_hf = use_hf if info.path or hub_id else info.hf_id is not None
+            subsets = subsets or ((info.subset,) if info.subset else ())
+            split = info.split
+        if subsets and Path(name).expanduser().is_file():
+            raise UsageError(
+                f"a file has no subsets (it says :{'/'.join(subsets)})",
+                where=f"--dataset {spec.text!r}",
+                fix=f"write {name}" + (f"#{spec.rows}" if spec.rows else ""),
+            )
+        data = self.resolve(
+            _marked(spec, name),
+            dataset_dir=self.options.dataset_dir,
+            use_hf=use_hf,
+            subsets=() if subsets == ("all",) else subsets,
+            split=split,
+            hub_token=self.hub_token,
+        )
+        columns, tags = self._columns(info, data, subsets)
+        rows = spec.rows if spec.rows is not None or info is None else info.rows
+        return _Found(tuple(data.files), columns, rows, "self-cognition" in tags)
+
+    def _columns(
+        self, info: InfoEntry | None, data: LocalData, subsets: Sequence[str]
+    ) -> tuple[ColumnMap, Sequence[str]]:
+        """The column map of a data set: --columns over its info entry over the catalog."""
+        tags: Sequence[str] = data.entry.tags if data.entry else ()
+        columns = ColumnMap(rename=data.entry.columns if data.entry else {})
+        if info is not None:
+            own = (info.subset_columns or {}).get(subsets[0]) if len(subsets) == 1 else None
+            columns, tags = own or info.columns, info.tags or tags
+        return replace(columns, rename={**columns.rename, **(self.options.columns or {})}), tags
+
+    # --- reading -------------------------------------------------------------------------------------------------
+
+    def _read(self, found: _Found, count: DatasetCount) -> np.ndarray:
+        """Store the usable rows and return their indices."""
+        first = len(self.store)
+        marked: list[int] = []
+        for value, source, folder in self._values(found, count):
+            count.read += 1
+            try:
+                if isinstance(value, Broken):
+                    raise RowError(value.reason, value.detail)
+                index = self._append(value, source, folder, found.columns, count)
+            except RowError as error:
+                count.drops.add(error.reason, error.detail, source)
+                continue
+            if has_placeholder(self.store.json(index)):
+                marked.append(index)
+        usable = len(self.store) - first
+        if usable == 0:
+            raise self._nothing(count)
+        names, authors = self.options.model_name, self.options.model_author
+        where = f"--dataset {count.spec!r}"
+        count.filled = fill_identity(self.store, marked, usable, names, authors, where, found.is_identity)
+        return np.arange(first, first + usable, dtype=np.int64)
+
+    def _values(self, found: _Found, count: DatasetCount) -> Iterator[tuple[Any, Source, Path]]:
+        for path in found.files:
+            count.files.append(str(path))
+            for value, source in read_file(path):
+                yield value, source, path.parent
+
+    def _append(self, value: Any, source: Source, folder: Path, columns: ColumnMap, count: DatasetCount) -> int:
+        notes: Counter[str] = Counter()
+        try:
+            row = canonical_row(
+                value,
+                columns=columns,
+                folder=folder,
+                need_response=self.need_response,
+                keep_columns=self.keep_columns,
+                notes=notes,
+            )
+            index = _store(self.store, row.data, source)
+        except RecursionError as error:
+            raise RowError("nested too deeply") from error
+        count.formats[row.format] += 1
+        count.notes.update(notes)
+        return index
+
+    def _nothing(self, count: DatasetCount) -> DataError:
+        where = count.files[0] if len(count.files) == 1 else f"--dataset {count.spec}"
+        if count.read == 0:
+            return DataError("there are no rows in it", where=where, fix="check that this is the right file")
+        fix = 'repair the rows, or name the columns with --columns \'{"their_name": "query"}\''
+        return DataError(f"none of its {count.read} rows can be used: {count.drops.first()}", where=where, fix=fix)
+
+
+def _store(store: RowStore, data: dict[str, Any], source: Source) -> int:
+    """Append to the store; RowError for what UTF-8 or JSON can't hold."""
+    try:
+        return store.append(data, source)
+    except UnicodeEncodeError as error:
+        escaped = "\udc80" <= error.object[error.start] <= "\udcff"  # how the reader kept a byte that isn't UTF-8
+        raise RowError("not UTF-8" if escaped else "half a surrogate pair", ascii(error.object[error.start])) from error
+    except TypeError as error:
+        raise RowError("a value that JSON can't hold", str(error)) from error
+
+
+def _marked(spec: DatasetSpec, name: str) -> str:
+    """The name with the hub prefix that the user wrote, which forbids taking it for a path."""
+    if spec.use_hf is None:
+        return name
+    return ("HF::" if spec.use_hf else "MS::") + name

@@ -1,0 +1,151 @@
+"""The data report for people: plain text with a small histogram, and one HTML page without any script or link."""
+
+from __future__ import annotations
+
+import html
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from swift.data.report import DataReport, SplitCount
+    from swift.data.tally import DatasetCount
+
+BAR = "█"
+NOTES = {
+    "part": "examples made from parts of a conversation",
+    "straddled": "examples where a token reaches over the border between prompt and reply",
+    "history": "examples that learn an earlier turn as history shows it",
+    "no_end": "examples whose template writes no end-of-turn token",
+    "reasoning_left_out": "examples whose reasoning the template doesn't show",
+    "tools_left_out": "examples whose tools the template doesn't show",
+    "text": "examples of plain text, every token learned",
+}
+
+
+def report_text(report: DataReport, width: int = 100) -> str:
+    lines = [f"Data: {report.rows_read} rows read, {report.dropped} dropped"]
+    for count in report.datasets:
+        lines += [f"  {line}" for line in _dataset_lines(count)]
+    for split in report.splits.values():
+        lines += ["", *_split_lines(split, width)]
+    if report.duplicates:
+        lines.append(f"  {report.duplicates} training rows repeat the content of another one")
+    if report.val_in_train:
+        lines.append(f"  {report.val_in_train} val rows have the same content as a training row")
+    if report.schedule:
+        s = report.schedule
+        steps = f"{s.steps_per_epoch} steps an epoch, {s.total_steps} steps in all"
+        lines.append(f"  {s.batches_per_epoch} batches and {steps}")
+    return "\n".join([*lines, *(f"  {remark}" for remark in report.remarks)])
+
+
+def _dataset_lines(count: DatasetCount) -> list[str]:
+    parts = [f"{count.read} rows"]
+    for number, what in (
+        (count.drops.total, "dropped"),
+        (count.unsampled, "not sampled"),
+        (count.train, "train"),
+        (count.val, "val"),
+        (count.repeated, "of them repeats"),
+    ):
+        parts += [f"{number} {what}"] if number else []
+    formats = ", ".join(f"{name} {n}" if len(count.formats) > 1 else name for name, n in count.formats.most_common())
+    lines = [f"{count.spec}: {', '.join(parts)} ({formats})"]
+    lines += [f"  {line}" for line in count.drops.lines()]
+    lines += [f"  {n} x {note}" for note, n in count.notes.most_common() if n]
+    return lines + ([f"  {count.filled} rows filled with the model's name and author"] if count.filled else [])
+
+
+def _split_lines(split: SplitCount, width: int) -> list[str]:
+    facts = split.to_json()
+    tokens = f"{facts['tokens']} tokens, {facts['trained_share']:.0%} of them learned"
+    lines = [f"{split.name}: {split.used} of {split.rows} rows used, {split.examples} examples, {tokens}"]
+    lines += [f"  dropped: {line}" if not line.startswith(" ") else f"  {line}" for line in split.drops.lines()]
+    for drops, what in ((split.truncated, "truncated"), (split.lost_end, "lost their end token")):
+        if drops.total:
+            places = ", ".join(where for places in drops.places.values() for where, _ in places[:3])
+            lines.append(f"  {drops.total} examples {what}: {places}" + (" ..." if drops.total > 3 else ""))
+    lines += [f"  {n} {NOTES.get(note, note)}" for note, n in split.notes.most_common()]
+    if not split.examples:
+        return lines
+    shown = ", ".join(f"{name[1:]}% {length}" for name, length in split.percentiles().items())
+    lines.append(f"  tokens per example: mean {facts['length']['mean']:.0f}, at {shown}")
+    return lines + [f"  {line}" for line in histogram_lines(split, width - 2)]
+
+
+def histogram_lines(split: SplitCount, width: int) -> list[str]:
+    """One line a bin: its range, a bar, the number of examples."""
+    bins = split.histogram()
+    most = max(n for _, _, n in bins)
+    label = max(len(f"{low}-{high - 1}") for low, high, _ in bins)
+    room = max(10, min(50, width - label - 12))
+    rows = ((f"{low}-{high - 1}", n) for low, high, n in bins)
+    return [f"{name:>{label}} {BAR * (-(-n * room // most)) if n else ''} {n}" for name, n in rows]
+
+
+_STYLE = """
+body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
+table{border-collapse:collapse;margin:.6em 0 1.4em}td,th{padding:.2em .8em;border-bottom:1px solid #ddd;text-align:left;
+vertical-align:top}td.n{text-align:right;font-variant-numeric:tabular-nums}.bar{background:#4a7fb5;height:.9em;
+display:inline-block}code{font-size:13px}h2{margin-top:1.6em}.detail{color:#666}
+"""
+
+
+def _table(head: list[str], rows: list[list[str]]) -> str:
+    cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    body = "".join("<tr>" + "".join(row) + "</tr>" for row in rows)
+    return f"<table><tr>{cells}</tr>{body}</table>"
+
+
+def _number(value: int) -> str:
+    return f'<td class="n">{value:,}</td>'
+
+
+def _text(value: str) -> str:
+    return f"<td>{html.escape(value)}</td>"
+
+
+def _drop_table(title: str, groups: dict) -> str:
+    rows = []
+    for reason, found in groups.items():
+        places = "<br>".join(
+            f"<code>{html.escape(p['where'])}</code> <span class=detail>{html.escape(p['detail'])}</span>"
+            for p in found["places"][:5]
+        )
+        rows.append([_text(reason or title), _number(found["rows"]), f"<td>{places}</td>"])
+    return _table([title, "rows", "first places"], rows) if rows else ""
+
+
+def _split_html(split: SplitCount) -> str:
+    facts = split.to_json()
+    numbers = ("rows", "used", "dropped", "examples", "truncated", "lost_end_token", "tokens", "trained_tokens")
+    parts = [f"<h2>{html.escape(split.name)}</h2>"]
+    parts.append(_table(list(numbers), [[_number(facts[name]) for name in numbers]]))
+    parts.append(_drop_table("dropped", facts["dropped_by_reason"]))
+    parts.append(_drop_table("truncated", facts["truncated_rows"]))
+    parts.append(_drop_table("end token lost", facts["lost_end_token_rows"]))
+    bins = split.histogram()
+    most = max((n for _, _, n in bins), default=1)
+    rows = [
+        [_text(f"{low}-{high - 1}"), f'<td><span class="bar" style="width:{24 * n / most:.2f}em"></span>', _number(n)]
+        for low, high, n in bins
+    ]
+    parts.append(_table(["tokens", "", "examples"], rows))
+    parts.append(_table(list(facts["length"]), [[_number(round(v)) for v in facts["length"].values()]]))
+    return "".join(parts)
+
+
+def report_html(report: DataReport) -> str:
+    head = ("rows_read", "dropped", "not_sampled", "train", "val", "repeated")
+    tables = []
+    for count in report.datasets:
+        facts = count.to_json()
+        tables.append([_text(count.spec), *(_number(facts[name]) for name in head)])
+    parts = ["<h1>Data report</h1>", _table(["dataset", *head], tables)]
+    parts += [_drop_table(f"dropped from {c.spec}", c.drops.to_json()) for c in report.datasets]
+    parts += [_split_html(split) for split in report.splits.values()]
+    general = [f"{report.duplicates} training rows repeat the content of another one"] if report.duplicates else []
+    general += [f"{report.val_in_train} val rows are also training rows"] if report.val_in_train else []
+    if report.schedule:
+        general.append(", ".join(f"{name.replace('_', ' ')}: {n}" for name, n in vars(report.schedule).items()))
+    parts += [f"<p>{html.escape(line)}</p>" for line in (*general, *report.remarks)]
+    return f'<!doctype html><meta charset="utf-8"><title>Data report</title><style>{_STYLE}</style>{"".join(parts)}\n'

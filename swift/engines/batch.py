@@ -1,0 +1,107 @@
+"""The rows that a transformers model computes together: prefill, decode steps, joining and leaving.
+
+Promises: a row's logits are those that `generate` computes for it, whatever rows are beside it (up to the rounding of the
+arithmetic). Knows nothing of sampling, texts or threads.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from transformers import DynamicCache
+
+from swift.engines import cache as rows_cache
+from swift.engines.sequence import GenerationState
+
+
+class CausalModel:
+    """The forward pass of a decoder-only transformers model, called as `generate` calls it."""
+
+    def __init__(self, model: Any):
+        self.model = model
+        self.device = model.get_input_embeddings().weight.device
+        accepted = inspect.signature(model.forward).parameters
+        self._takes_positions = "position_ids" in accepted
+        self._extra: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        cache = self.new_cache()
+        self.can_batch, self.can_pad = rows_cache.can_batch(cache), rows_cache.can_pad(cache)
+
+    def new_cache(self) -> DynamicCache:
+        return DynamicCache(config=self.model.config)
+
+    def logits(self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache, first: bool) -> torch.Tensor:
+        """ids: int64 [rows, new columns]; mask: int64 [rows, all columns]. Returns [rows, vocabulary] of the last column."""
+        inputs: dict[str, Any] = dict(self._extra)
+        if self._takes_positions:
+            positions = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)
+            inputs["position_ids"] = positions[:, -ids.shape[1] :]
+        prepared = self.model.prepare_inputs_for_generation(
+            ids,
+            past_key_values=cache,
+            attention_mask=None if bool(mask.all()) else mask,
+            use_cache=True,
+            is_first_iteration=first,
+            **inputs,
+        )
+        return self.model(**prepared, return_dict=True).logits[:, -1]
+
+
+class Batch:
+    """Rows with one cache. `states[i]` is row i; every row's last id is not in the cache yet."""
+
+    def __init__(self, model: CausalModel, states: Sequence[GenerationState], chunk: int):
+        self.model, self.states = model, list(states)
+        self.cache = model.new_cache()
+        longest = max(len(state.ids) for state in states)
+        self._ids = torch.zeros(len(states), longest, dtype=torch.long)
+        self._full_mask = torch.zeros(len(states), longest, dtype=torch.long)
+        for row, state in enumerate(states):
+            self._ids[row, longest - len(state.ids) :] = torch.tensor(state.ids)
+            self._full_mask[row, longest - len(state.ids) :] = 1
+        self._ids, self._full_mask = self._ids.to(model.device), self._full_mask.to(model.device)
+        self._chunk = chunk if model.can_pad else longest
+        self.mask = self._full_mask[:, :0]
+
+    @property
+    def columns(self) -> int:
+        return self.mask.shape[1]
+
+    def prefill(self) -> torch.Tensor | None:
+        """Compute the next chunk of the prompts: the logits [rows, vocabulary] once it was the last, else None."""
+        start, stop = self.columns, min(self.columns + self._chunk, self._ids.shape[1])
+        self.mask = self._full_mask[:, :stop]
+        logits = self.model.logits(self._ids[:, start:stop], self.mask, self.cache, first=start == 0)
+        return logits if stop == self._ids.shape[1] else None
+
+    def step(self) -> torch.Tensor:
+        """Compute every row's last id: logits [rows, vocabulary]."""
+        ids = torch.tensor([[state.ids[-1]] for state in self.states], device=self.model.device)
+        self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.states), 1)], dim=1)
+        return self.model.logits(ids, self.mask, self.cache, first=False)
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Drop all other rows, and the columns that only they used."""
+        if len(rows) == len(self.states):
+            return
+        self.states = [self.states[row] for row in rows]
+        if not rows:
+            return
+        index = torch.tensor(rows, device=self.model.device)
+        mask = self.mask.index_select(0, index)
+        columns = int(mask.sum(-1).max())
+        rows_cache.keep(self.cache, index, columns)
+        self.mask = mask[:, mask.shape[1] - columns :]
+
+    def join(self, other: Batch) -> None:
+        """Take over the rows of `other`."""
+        rows_cache.join(self.cache, other.cache, self.columns, other.columns)
+        most = max(self.columns, other.columns)
+        self.mask = torch.cat([_pad_left(self.mask, most), _pad_left(other.mask, most)])
+        self.states += other.states
+
+
+def _pad_left(mask: torch.Tensor, columns: int) -> torch.Tensor:
+    return torch.nn.functional.pad(mask, (columns - mask.shape[1], 0))

@@ -1,0 +1,104 @@
+"""An engine without a model, for tests and for trying out what talks to engines: deterministic, instant, fails on request.
+
+It repeats the last user message, one character a token: `Delta.token_ids` are code points. The answer ends at `max_new_tokens`
+("length") or after the last character ("stop"). A message that contains FAIL raises on its own stream, one that contains WAIT is
+only ended by cancelling it.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+from swift.engines.detokenize import StopSearch
+from swift.engines.protocol import (
+    Capabilities,
+    Delta,
+    EngineStats,
+    GenerationRequest,
+    RequestError,
+    TokenLogprob,
+    Usage,
+)
+from swift.engines.stream import GenerationStream
+
+
+def echo(messages: list[dict[str, Any]]) -> str:
+    """The default answer: the last user message again."""
+    return next((str(m["content"]) for m in reversed(messages) if m["role"] == "user"), "")
+
+
+class FakeEngine:
+    """`answer(messages)` makes the text. Requests are answered in the thread that submits them."""
+
+    name = "fake"
+    capabilities = Capabilities(max_concurrency=8)
+
+    def __init__(self, answer: Callable[[list[dict[str, Any]]], str] = echo):
+        self._answer = answer
+        self._stats = EngineStats()
+        self._lock = threading.Lock()
+        self._waiting: dict[str, GenerationStream[Delta]] = {}
+
+    def submit(self, request: GenerationRequest) -> GenerationStream[Delta]:
+        deltas: GenerationStream[Delta] = GenerationStream(lambda: self._cancel(request.id))
+        messages = [dict(m) for m in request.messages or ()]
+        if request.prompt_ids is not None:
+            messages = [{"role": "user", "content": "".join(map(chr, request.prompt_ids))}]
+        text = self._answer(messages)
+        prompt_tokens = sum(len(str(m.get("content"))) for m in messages)
+        if not messages:
+            self._count(failed=1)
+            deltas.fail(RequestError("a request has either messages or prompt_ids"))
+        elif "FAIL" in text:
+            self._count(failed=1)
+            deltas.fail(RequestError("the fake engine was asked to fail"))
+        elif "WAIT" in text:
+            with self._lock:
+                self._waiting[request.id] = deltas
+        else:
+            for delta in _deltas(text, prompt_tokens, request):
+                deltas.put(delta)
+                self._count(generated_tokens=len(delta.token_ids))
+            self._count(finished=1, prompt_tokens=prompt_tokens)
+            deltas.end()
+        return deltas
+
+    def _cancel(self, request_id: str) -> None:
+        with self._lock:
+            deltas = self._waiting.pop(request_id, None)
+        if deltas is not None:
+            deltas.put(Delta(finish_reason="cancelled", usage=Usage(0, 0)))
+            deltas.end()
+            self._count(cancelled=1)
+
+    def _count(self, **more: int) -> None:
+        with self._lock:
+            self._stats = replace(self._stats, **{name: getattr(self._stats, name) + n for name, n in more.items()})
+
+    def stats(self) -> EngineStats:
+        with self._lock:
+            return replace(self._stats, running=len(self._waiting))
+
+    def close(self) -> None:
+        for request_id in list(self._waiting):
+            self._cancel(request_id)
+
+
+def _deltas(text: str, prompt_tokens: int, request: GenerationRequest) -> Iterator[Delta]:
+    sampling = request.sampling
+    stops = StopSearch(sampling.stop)
+    limit = sampling.max_new_tokens or len(text) + 1
+    for number, char in enumerate(text[:limit], 1):
+        shown = stops.push(char)
+        last = number == min(len(text), limit) or stops.found is not None
+        if last and stops.found is None:
+            shown += stops.flush()
+        reason = ("stop" if stops.found is not None or number == len(text) else "length") if last else None
+        logprobs = (TokenLogprob(ord(char), char, 0.0),) if sampling.logprobs else ()
+        yield Delta(shown, (ord(char),), logprobs, reason, Usage(prompt_tokens, number) if last else None)
+        if last:
+            return
+    yield Delta(finish_reason="stop", usage=Usage(prompt_tokens, 0))

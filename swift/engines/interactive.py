@@ -1,0 +1,171 @@
+"""`swift infer` as a conversation: a person at a terminal, or lines from a pipe, and an engine that answers.
+
+Promises: one failed or interrupted answer doesn't end the session; the transcript is on stdout, remarks are on stderr. Knows only the
+engine protocol.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from swift.engines.protocol import Collector, Engine, GenerationRequest, Result, Sampling
+from swift.errors import SwiftError
+
+HELP = """\
+exit, quit (or Ctrl-D)  leave            clear         forget the conversation
+multi-line              texts of several lines, each ended by #; single-line goes back
+reset-system            a new system prompt, and forget the conversation
+Ctrl-C stops an answer."""
+RULE = "-" * 50
+Parse = Callable[[str], dict[str, Any]]
+
+
+@dataclass
+class Conversation:
+    """What has been said. `system` None: the model's default."""
+
+    system: str | None = None
+    messages: list[dict[str, Any]] = field(default_factory=list)
+
+    def asking(self, query: str) -> list[dict[str, Any]]:
+        head = [{"role": "system", "content": self.system}] if self.system is not None else []
+        return [*head, *self.messages, {"role": "user", "content": query}]
+
+
+@dataclass
+class Input:
+    """Texts from stdin: lines, or in multi-line mode what stands before a line that ends with #."""
+
+    multi_line: bool = False
+
+    def read(self, prompt: str) -> str:
+        """The next text; EOFError at the end of the input."""
+        if not self.multi_line:
+            return self._line(prompt)
+        lines: list[str] = []
+        while True:
+            try:
+                line = self._line(prompt if not lines else " " * len(prompt))
+            except EOFError:
+                if not lines:
+                    raise
+                return "\n".join(lines)
+            if line.rstrip().endswith("#"):
+                return "\n".join([*lines, line.rstrip()[:-1]]).strip()
+            if line.strip().lower() in COMMANDS and not lines:
+                return line
+            lines.append(line)
+
+    def _line(self, prompt: str) -> str:
+        if sys.stdin.isatty():
+            return input(prompt)
+        line = sys.stdin.readline()
+        if not line:
+            raise EOFError
+        print(f"{prompt}{line.rstrip()}", flush=True)
+        return line.rstrip("\r\n")
+
+
+COMMANDS = ("exit", "quit", "clear", "multi-line", "single-line", "reset-system", "help")
+
+
+class Session:
+    """`parse` turns an answer's text into the message that goes into the history (reasoning and tool calls apart)."""
+
+    def __init__(self, engine: Engine, sampling: Sampling, parse: Parse, *, system: str | None, stream: bool):
+        self._engine, self._sampling, self._parse, self._stream = engine, sampling, parse, stream
+        self._conversation = Conversation(system)
+        self._input = Input()
+        self._turn = 0
+        self.failures = 0
+
+    def run(self) -> None:
+        """Talk until the person leaves or the input ends."""
+        if sys.stdin.isatty():
+            _remark(HELP)
+            import readline  # noqa: F401  arrow keys and history for input()
+        while True:
+            try:
+                query = self._input.read("<<< ")
+            except EOFError:
+                return
+            except KeyboardInterrupt:
+                _remark("\n(exit or Ctrl-D leaves)")
+                continue
+            word = query.strip().lower()
+            if word in ("exit", "quit"):
+                return
+            if word in COMMANDS:
+                self._command(word)
+            elif query.strip():
+                self._answer(query)
+
+    def _command(self, word: str) -> None:
+        if word == "clear":
+            self._conversation.messages.clear()
+            _remark("(the conversation is forgotten)")
+        elif word in ("multi-line", "single-line"):
+            self._input.multi_line = word == "multi-line"
+            _remark("(end each text with #)" if self._input.multi_line else "(one line, one text)")
+        elif word == "reset-system":
+            try:
+                text = self._input.read("system: ")
+            except (EOFError, KeyboardInterrupt):
+                return
+            self._conversation = Conversation(text.strip() or None)
+        else:
+            _remark(HELP)
+
+    def _answer(self, query: str) -> None:
+        request = GenerationRequest(
+            messages=self._conversation.asking(query), sampling=turn_sampling(self._sampling, self._turn)
+        )
+        self._turn += 1
+        began = time.monotonic()
+        try:
+            result = print_answer(self._engine, request, self._stream)
+        except SwiftError as error:
+            self.failures += 1
+            _remark(f"swift: {error}")
+            return
+        seconds = time.monotonic() - began
+        print(RULE, flush=True)
+        if sys.stdin.isatty():
+            count = result.usage.completion_tokens
+            _remark(f"({count} tokens, {count / max(seconds, 1e-9):.1f} tokens/s{', stopped' * _stopped(result)})")
+        self._conversation.messages += [{"role": "user", "content": query}, self._parse(result.text)]
+
+
+def _stopped(result: Result) -> bool:
+    return result.finish_reason == "cancelled"
+
+
+def print_answer(engine: Engine, request: GenerationRequest, stream: bool) -> Result:
+    """Print one answer to stdout, as it comes or at once; Ctrl-C cancels it and keeps what has come."""
+    collector = Collector()
+    with engine.submit(request) as deltas:
+        while True:
+            try:
+                for delta in deltas:
+                    collector.add(delta)
+                    if stream and delta.text:
+                        print(delta.text, end="", flush=True)
+                break
+            except KeyboardInterrupt:
+                deltas.cancel()
+    result = collector.result()
+    print("" if stream else result.text, flush=True)
+    return result
+
+
+def turn_sampling(sampling: Sampling, turn: int) -> Sampling:
+    """The sampling of the n-th question of a session or row of a file: the seed moves on, so that equal questions differ."""
+    return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + turn)
+
+
+def _remark(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)

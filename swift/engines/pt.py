@@ -1,0 +1,142 @@
+"""The in-process engine: a transformers model that answers many requests at once.
+
+Promises: a greedy answer is token for token that of `generate` in fp32, whatever runs beside it; sampling with a seed is
+repeatable; a request that fails, fails alone. Knows nothing of files or the command line.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterable
+from typing import Any
+
+from swift.engines.batch import CausalModel
+from swift.engines.protocol import Capabilities, Delta, EngineStats, GenerationRequest, RequestError
+from swift.engines.sampling import Sampler, SamplingRule
+from swift.engines.scheduler import Scheduler
+from swift.engines.sequence import GenerationState
+from swift.engines.stream import GenerationStream
+
+# Where neither the request, the model's settings nor its context length say how long an answer may be.
+UNBOUNDED_NEW_TOKENS = 2048
+PREFILL_CHUNK = 512  # prompt tokens computed between two steps of the others
+
+
+class PtEngine:
+    """`encoder` (a ChatEncoder) is needed for requests that bring messages.
+
+    `context_length` in tokens (None: the model's own) bounds prompt and answer together. A prompt longer than `prompt_limit`
+    is refused (`truncation` "delete") or cut on its "left" or "right". `end_ids` end an answer beside those of the model's
+    generation settings and of the encoder.
+    """
+
+    name = "pt"
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        encoder: Any = None,
+        *,
+        max_batch_size: int = 8,
+        context_length: int | None = None,
+        prompt_limit: int | None = None,
+        truncation: str = "delete",
+        end_ids: Iterable[int] = (),
+    ):
+        self._tokenizer, self._encoder = tokenizer, encoder
+        self._generation_config = model.generation_config
+        self._end_ids = frozenset(end_ids) | _ids(model.generation_config.eos_token_id)
+        if encoder is not None:
+            self._end_ids |= frozenset(encoder.stop_token_ids)
+        self._hidden_ids = _ids(tokenizer.pad_token_id) | _ids(tokenizer.bos_token_id)
+        own_context = model.config.get_text_config().to_dict().get("max_position_embeddings")
+        self._context = context_length or own_context
+        self._prompt_limit, self._truncation = prompt_limit, truncation
+        self.capabilities = Capabilities(self._context, max_batch_size, beams=True)
+        self._tokenizer_lock = threading.Lock()
+        self._scheduler = Scheduler(CausalModel(model), max_batch_size, self._tokenizer_lock, PREFILL_CHUNK)
+
+    def submit(self, request: GenerationRequest) -> GenerationStream[Delta]:
+        states: list[GenerationState] = []
+        deltas: GenerationStream[Delta] = GenerationStream(lambda: [self._scheduler.cancel(s) for s in states])
+        try:
+            states.append(self._prepare(request, deltas))
+        except Exception as error:
+            deltas.fail(error)
+            return deltas
+        self._scheduler.add(states[0])
+        return deltas
+
+    def _prepare(self, request: GenerationRequest, deltas: GenerationStream[Delta]) -> GenerationState:
+        sampling = request.sampling
+        if request.adapter is not None and request.adapter not in self.capabilities.adapters:
+            raise RequestError(f"no adapter named {request.adapter!r} is loaded")
+        if sampling.num_beams > 1 and sampling.logprobs:
+            raise RequestError("logprobs are not given with beam search", fix="num_beams 1")
+        rule = SamplingRule.of(sampling, self._generation_config)
+        prompt_ids = self._prompt_ids(request)
+        return GenerationState(
+            prompt_ids,
+            Sampler(rule, sampling.seed, prompt_ids),
+            deltas,
+            self._tokenizer,
+            limit=self._limit(sampling.max_new_tokens, len(prompt_ids)),
+            end_ids=self._end_ids | frozenset(sampling.stop_token_ids),
+            hidden_ids=self._hidden_ids,
+            stops=sampling.stop,
+            num_beams=sampling.num_beams,
+        )
+
+    def _prompt_ids(self, request: GenerationRequest) -> list[int]:
+        if (request.prompt_ids is None) == (request.messages is None):
+            raise RequestError("a request has either messages or prompt_ids")
+        if request.prompt_ids is not None:
+            ids = list(request.prompt_ids)
+        elif self._encoder is None:
+            raise RequestError("this engine has no chat template: send prompt_ids")
+        else:
+            with self._tokenizer_lock:
+                ids = list(self._encoder.prompt(request.messages, request.tools))
+        if not ids:
+            raise RequestError("the prompt is empty")
+        return self._cut(ids)
+
+    def _cut(self, ids: list[int]) -> list[int]:
+        limit = self._prompt_limit
+        if limit is None or len(ids) <= limit:
+            return ids
+        if self._truncation == "left":
+            return ids[-limit:]
+        if self._truncation == "right":
+            return ids[:limit]
+        raise RequestError(
+            f"the prompt has {len(ids)} tokens, --max_length allows {limit}", fix="--truncation_strategy left cuts it"
+        )
+
+    def _limit(self, asked: int | None, prompt_length: int) -> int:
+        if asked is not None and asked < 1:
+            raise RequestError(f"max_new_tokens must be at least 1, not {asked}")
+        wanted = asked or self._generation_config.max_new_tokens
+        if self._context is None:
+            return wanted or UNBOUNDED_NEW_TOKENS
+        room = self._context - prompt_length
+        if room < 1:
+            raise RequestError(
+                f"the prompt has {prompt_length} tokens and the context length is {self._context}",
+                fix="a shorter conversation, or a larger --max_model_len if the model can",
+            )
+        return min(wanted or room, room)
+
+    def stats(self) -> EngineStats:
+        return self._scheduler.stats()
+
+    def close(self) -> None:
+        self._scheduler.close()
+
+
+def _ids(value: int | list[int] | None) -> frozenset[int]:
+    """Token ids of a setting that may be absent, one id or several."""
+    if value is None:
+        return frozenset()
+    return frozenset(value if isinstance(value, (list, tuple)) else [value])

@@ -1,0 +1,174 @@
+"""Choosing the next token from logits: greedy, or drawn after penalty, temperature, top-k, top-p and min-p.
+
+Promises: each row is treated by its own settings and its own random numbers, so a choice doesn't depend on what else is in the
+batch; the order and meaning of the filters are those of transformers' `generate`. Knows nothing of text.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from swift.engines.protocol import RequestError, Sampling
+
+NUCLEUS_FIRST_TRY = 1024  # a sort of the whole vocabulary is only needed when this many tokens don't hold top_p
+
+
+@dataclass(frozen=True)
+class TokenChoice:
+    """A chosen token; with logprobs asked for: its own, and the likeliest tokens as (id, logprob), best first."""
+
+    token_id: int
+    logprob: float | None = None
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True)
+class SamplingRule:
+    """A request's settings with nothing left open. temperature 0: greedy; top_k 0, top_p 1, min_p 0, penalty 1: off."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    logprobs: bool = False
+    top_logprobs: int = 0
+
+    @classmethod
+    def of(cls, sampling: Sampling, generation_config: Any) -> SamplingRule:
+        """Fill what the request leaves open from the model's generation settings; RequestError on impossible values.
+
+        A request that names top_k, top_p or min_p but no temperature wants sampling: at the model's temperature, else 1.
+        """
+        model = generation_config
+        filters_asked = any(v is not None for v in (sampling.top_k, sampling.top_p, sampling.min_p))
+        if sampling.temperature is not None:
+            temperature = sampling.temperature
+        elif model.do_sample or filters_asked:
+            temperature = _first(model.temperature, 1.0)
+        else:
+            temperature = 0.0
+        rule = cls(
+            temperature=temperature,
+            top_k=max(_first(sampling.top_k, model.top_k, 0), 0),
+            top_p=_first(sampling.top_p, model.top_p, 1.0),
+            min_p=_first(sampling.min_p, model.min_p, 0.0),
+            repetition_penalty=_first(sampling.repetition_penalty, model.repetition_penalty, 1.0),
+            logprobs=sampling.logprobs,
+            top_logprobs=sampling.top_logprobs,
+        )
+        rule.check()
+        return rule
+
+    def check(self) -> None:
+        if not self.temperature >= 0:
+            raise RequestError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise RequestError(f"top_p must be above 0 and at most 1, not {self.top_p}")
+        if not 0 <= self.min_p <= 1:
+            raise RequestError(f"min_p must be between 0 and 1, not {self.min_p}")
+        if not self.repetition_penalty > 0:
+            raise RequestError(f"repetition_penalty must be above 0, not {self.repetition_penalty}")
+        if not 0 <= self.top_logprobs <= 20:
+            raise RequestError(f"top_logprobs must be between 0 and 20, not {self.top_logprobs}")
+
+
+def _first(*values: Any) -> Any:
+    return next(value for value in values if value is not None)
+
+
+class Sampler:
+    """One request's rule, its random numbers and the tokens it has seen (for the repetition penalty)."""
+
+    def __init__(self, rule: SamplingRule, seed: int | None, prompt_ids: Sequence[int]):
+        self.rule, self.seed = rule, seed
+        self._random = random.Random(seed)
+        self._seen = set(prompt_ids) if rule.repetition_penalty != 1 else None
+
+    def see(self, token_id: int) -> None:
+        if self._seen is not None:
+            self._seen.add(token_id)
+
+    @property
+    def plain_greedy(self) -> bool:
+        return self.rule.temperature == 0 and self._seen is None
+
+    def choose(self, logits: torch.Tensor) -> int:
+        """logits: float32 [vocabulary] of this row; not changed."""
+        if self._seen is not None:
+            logits = self._penalized(logits)
+        if self.rule.temperature == 0:
+            return int(logits.argmax())
+        scores = logits / self.rule.temperature
+        rule = self.rule
+        if rule.top_k or rule.top_p < 1 or rule.min_p:
+            return self._draw_filtered(scores)
+        return self._draw(scores.softmax(-1))
+
+    def _penalized(self, logits: torch.Tensor) -> torch.Tensor:
+        seen = torch.tensor(sorted(self._seen or ()), dtype=torch.long, device=logits.device)
+        values = logits[seen]
+        penalty = self.rule.repetition_penalty
+        return logits.index_copy(0, seen, torch.where(values < 0, values * penalty, values / penalty))
+
+    def _draw_filtered(self, scores: torch.Tensor) -> int:
+        rule = self.rule
+        size = scores.shape[-1]
+        top, ids = torch.topk(scores, min(rule.top_k or NUCLEUS_FIRST_TRY, size))
+        if rule.top_k:
+            probabilities = top.softmax(-1)
+        else:
+            probabilities = (top - scores.logsumexp(-1)).exp()
+            if not self._enough(probabilities):
+                top, ids = torch.sort(scores, descending=True)
+                probabilities = top.softmax(-1)
+        keep = torch.ones_like(top, dtype=torch.bool)
+        if rule.top_p < 1:
+            keep &= probabilities.cumsum(-1) - probabilities < rule.top_p
+        if rule.min_p:
+            keep &= probabilities >= rule.min_p * probabilities[0]
+        keep[0] = True
+        return int(ids[self._draw(probabilities * keep)])
+
+    def _enough(self, probabilities: torch.Tensor) -> bool:
+        """Whether every token that the filters keep is among these likeliest ones."""
+        by_mass = self.rule.top_p < 1 and bool(probabilities.sum() >= self.rule.top_p)
+        by_ratio = self.rule.min_p > 0 and bool(probabilities[-1] < self.rule.min_p * probabilities[0])
+        return by_mass or by_ratio
+
+    def _draw(self, weights: torch.Tensor) -> int:
+        """An index with probability proportional to its weight: one random number against the running sum."""
+        total = weights.cumsum(-1)
+        goal = min(self._random.random() * float(total[-1]), float(total[-1]) * (1 - 1e-7))
+        return int(torch.searchsorted(total, torch.tensor(goal, dtype=total.dtype, device=total.device), right=True))
+
+
+def choose(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[TokenChoice | Exception]:
+    """One choice per row. logits: [rows, vocabulary]. A row whose choice fails gets its exception; the others their token."""
+    logits = logits.float()
+    greedy = logits.argmax(-1).tolist()
+    choices: list[TokenChoice | Exception] = []
+    for row, sampler in enumerate(samplers):
+        try:
+            token_id = greedy[row] if sampler.plain_greedy else sampler.choose(logits[row])
+            sampler.see(token_id)
+            choices.append(_with_logprobs(token_id, logits[row], sampler.rule))
+        except Exception as error:
+            choices.append(error)
+    return choices
+
+
+def _with_logprobs(token_id: int, logits: torch.Tensor, rule: SamplingRule) -> TokenChoice:
+    if not rule.logprobs:
+        return TokenChoice(token_id)
+    logprobs = logits.log_softmax(-1)
+    top: tuple[tuple[int, float], ...] = ()
+    if rule.top_logprobs:
+        values, ids = torch.topk(logprobs, min(rule.top_logprobs, logprobs.shape[-1]))
+        top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
+    return TokenChoice(token_id, float(logprobs[token_id]), top)

@@ -1,0 +1,204 @@
+"""From the command line's options to what an engine needs: which model and adapters, which settings, and then the engine.
+
+Promises: what can be wrong with options and files is found before torch is imported; nothing is written.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from swift.config.commands import InferConfig
+from swift.config.record import inherit
+from swift.engines.protocol import Engine, Sampling
+from swift.errors import NotBuiltYet, UsageError
+from swift.hub import LocalModel, ModelFiles, check_adapter_files, check_model_files, resolve_model
+from swift.hub.files import read_json_object
+from swift.runs import ARGS
+
+log = logging.getLogger("swift")
+
+
+@dataclass(frozen=True)
+class Source:
+    """The model and adapters on disk. `home` is the directory that results belong to: the checkpoint, or None."""
+
+    model: LocalModel
+    files: ModelFiles
+    adapters: tuple[Path, ...]
+    home: Path | None
+
+
+def check_backend(config: InferConfig) -> None:
+    backend = config.infer.infer_backend
+    if backend not in ("pt", "fake"):
+        raise NotBuiltYet(f"the {backend} backend is not built yet", where="--infer_backend", fix="--infer_backend pt")
+
+
+def find_source(config: InferConfig) -> tuple[InferConfig, Source]:
+    """Find the files that the options mean, and take over the settings that were saved with them (--load_args)."""
+    for name in config.model.adapters:
+        if not Path(name).is_dir():
+            raise UsageError("no such directory", where=f"--adapters {name}", fix="name a checkpoint or a run directory")
+    adapters = tuple(_checkpoint(name) for name in config.model.adapters)
+    inherit_from = adapters[:1]
+    if not adapters and config.model.model and (Path(config.model.model) / ARGS).is_file():
+        inherit_from = (Path(config.model.model),)
+    if config.model.load_args:
+        for folder in inherit_from:
+            config = inherit(config, folder, config.infer.load_data_args)
+    home = inherit_from[0] if inherit_from else None
+    adapter_files = [check_adapter_files(folder) for folder in adapters]
+    if config.model.model is None and adapter_files:
+        base = adapter_files[0].base_model
+        if base is None:
+            raise UsageError("the adapter doesn't name its base model", where=str(adapters[0]), fix="name it with --model")
+        config = config.decide(f"the base named in {adapters[0]}", model=base)
+    if config.model.model is None:
+        raise UsageError("no model", fix="--model DIRECTORY_OR_NAME, or --adapters CHECKPOINT")
+    model = resolve_model(
+        config.model.model,
+        revision=config.model.model_revision,
+        use_hf=config.model.use_hf,
+        hub_token=config.model.hub_token,
+        model_dir=config.model.model_dir,
+    )
+    return config, Source(model, check_model_files(model.path), adapters, home)
+
+
+def _checkpoint(name: str) -> Path:
+    from swift.models.adapters import find_checkpoint
+
+    return find_checkpoint(name)
+
+
+def decide_generation(config: InferConfig, files: ModelFiles) -> InferConfig:
+    """Fill the sampling options that were not given from the model's generation_config.json, so that --dry_run shows them.
+
+    The model samples when it says do_sample; naming top_k, top_p or min_p asks for sampling too.
+    """
+    path = files.path / "generation_config.json"
+    own: dict[str, Any] = read_json_object(path) if path.is_file() else {}
+    options = config.generation
+    filters = [name for name in ("top_k", "top_p", "min_p") if getattr(options, name) is not None]
+    for name in ("top_k", "top_p", "min_p", "repetition_penalty", "max_new_tokens"):
+        if getattr(options, name) is None and own.get(name) is not None:
+            config = config.decide("generation_config.json", **{name: own[name]})
+    if options.temperature is None:
+        if own.get("do_sample"):
+            config = config.decide("generation_config.json", temperature=float(own.get("temperature") or 1.0))
+        elif filters:
+            why = f"{' and '.join(f'--{name}' for name in filters)} given, so sampling"
+            config = config.decide(why, temperature=float(own.get("temperature") or 1.0))
+        else:
+            config = config.decide("greedy: generation_config.json doesn't ask for sampling", temperature=0.0)
+    return config
+
+
+def sampling_of(config: InferConfig) -> Sampling:
+    """The request settings that the options mean."""
+    options = config.generation
+    return Sampling(
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        top_k=options.top_k,
+        top_p=options.top_p,
+        min_p=options.min_p,
+        repetition_penalty=options.repetition_penalty,
+        num_beams=options.num_beams,
+        stop=options.stop_words,
+        seed=options.seed,
+        logprobs=options.logprobs or options.top_logprobs is not None,
+        top_logprobs=options.top_logprobs or 0,
+    )
+
+
+def build_pt(config: InferConfig, source: Source) -> tuple[Engine, Any]:
+    """The in-process engine with its ChatEncoder. Imports torch and loads the weights."""
+    from swift.engines.pt import PtEngine
+    from swift.models.adapters import load_adapters
+    from swift.models.device import pick_device
+    from swift.models.gguf import as_directory
+    from swift.models.load import load_model, load_tokenizer
+    from swift.models.plan import plan_loading
+
+    plan = plan_loading(config.model, config.quantization, source.files, pick_device(), training=False)
+    directory = as_directory(source.files.path)
+    tokenizer = load_tokenizer(
+        directory, trust_remote_code=plan.trust_remote_code, new_special_tokens=plan.new_special_tokens
+    )
+    encoder = build_encoder(config, source, tokenizer)
+    for line in plan.lines():
+        log.info(line)
+    model = load_model(directory, plan)
+    if source.adapters:
+        model = load_adapters(model, source.adapters).get_base_model()
+    engine = PtEngine(
+        model,
+        tokenizer,
+        encoder,
+        max_batch_size=config.infer.max_batch_size,
+        context_length=config.model.max_model_len,
+        prompt_limit=config.chat.max_length if config.given("max_length") else None,
+        truncation=config.chat.truncation_strategy,
+    )
+    return engine, encoder
+
+
+def build_encoder(config: InferConfig, source: Source, tokenizer: Any) -> Any:
+    """The ChatEncoder that the options mean, or what stands for it with --use_chat_template false."""
+    from swift.chat import ChatEncoder
+
+    chat = config.chat
+    if not chat.use_chat_template:
+        return PlainEncoder(tokenizer, chat.system, chat.response_prefix)
+    return ChatEncoder(
+        tokenizer,
+        template=choose_template(config, source, tokenizer),
+        system=chat.system,
+        enable_thinking=chat.enable_thinking,
+        response_prefix=chat.response_prefix,
+    )
+
+
+class PlainEncoder:
+    """Prompts without a chat template (--use_chat_template false): the messages' texts one after the other."""
+
+    def __init__(self, tokenizer: Any, system: str | None = None, response_prefix: str | None = None):
+        self.tokenizer, self.system, self.response_prefix = tokenizer, system or "", response_prefix or ""
+
+    def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Any = None) -> list[int]:
+        if tools:
+            raise UsageError("tools need a chat template", where="--use_chat_template false", fix="leave it out")
+        head = self.system if not any(message["role"] == "system" for message in messages) else ""
+        text = head + "".join(str(message["content"]) for message in messages) + self.response_prefix
+        return self.tokenizer(text)["input_ids"]
+
+    @property
+    def stop_token_ids(self) -> list[int]:
+        return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
+
+    def parse(self, text: str) -> dict[str, Any]:
+        return {"role": "assistant", "content": text}
+
+
+def choose_template(config: InferConfig, source: Source, tokenizer: Any) -> str | None:
+    """Jinja text: --template (a file or a catalog name), None for the tokenizer's own, else the family's, said aloud."""
+    from swift.catalog import template_names, template_text
+
+    name = config.chat.template
+    if name is not None:
+        if Path(name).is_file():
+            return Path(name).read_text(encoding="utf-8")
+        if name not in template_names():
+            fix = f"a Jinja file, or one of {', '.join(template_names())}"
+            raise UsageError(f"no template {name!r}", where="--template", fix=fix)
+        return template_text(name)
+    if tokenizer.chat_template:
+        return None
+    name = source.model.entry.template if source.model.entry else "chatml"
+    log.warning("%s has no chat template: using %s (--template NAME chooses another)", source.files.path, name)
+    return template_text(name)

@@ -1,0 +1,1 @@
+"""Benchmarks over an Engine or a URL. Room kept by the design; `swift eval` says that it is not built yet."""

@@ -1,0 +1,131 @@
+"""One chat call, whatever API it came through: its prompt, its answers, and the pieces of these as they come.
+
+Knows the engine protocol and the pieces of a reply, and no API's shapes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+from swift.engines.protocol import Delta, GenerationRequest, Sampling, TokenLogprob, Usage
+from swift.serve.prompts import Prompt
+from swift.serve.replies import Content, Piece, Reasoning, ReplyReader, ToolCall
+from swift.serve.service import Answers, Service
+
+log = logging.getLogger("swift.serve")
+
+
+@dataclass(frozen=True)
+class ChatCall:
+    """`tools` in the form that templates read. `n` answers; `one_call`: at most one tool call each.
+
+    `variables` are for the chat template.
+    """
+
+    model: str
+    messages: Sequence[Mapping[str, Any]]
+    sampling: Sampling = Sampling()
+    tools: Sequence[Mapping[str, Any]] = ()
+    adapter: str | None = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    n: int = 1
+    one_call: bool = False
+
+
+class Step(NamedTuple):
+    """What came at once: pieces of the answer `index`, and the engine's delta that they were made of."""
+
+    index: int
+    pieces: list[Piece]
+    delta: Delta
+
+
+@dataclass
+class Reply:
+    """A whole answer."""
+
+    reasoning: str = ""
+    content: str = ""
+    calls: list[ToolCall] = field(default_factory=list)
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    finish_reason: str = "stop"
+
+    def add(self, step: Step) -> None:
+        for piece in step.pieces:
+            if isinstance(piece, Reasoning):
+                self.reasoning += piece.text
+            elif isinstance(piece, Content):
+                self.content += piece.text
+            else:
+                self.calls.append(piece)
+        self.logprobs += step.delta.logprobs
+        self.finish_reason = step.delta.finish_reason or self.finish_reason
+
+
+class Replies:
+    """The answers to a chat call, as an async context manager; leaving it cancels what runs."""
+
+    def __init__(self, service: Service, call: ChatCall):
+        self._service, self._call = service, call
+        self._answers: Answers | None = None
+        self.prompt_tokens: int | None = None
+
+    async def __aenter__(self) -> Replies:
+        call, service = self._call, self._service
+        prompt: Prompt = await service.in_thread(
+            service.prompts.chat, call.messages, call.tools or None, call.variables
+        )
+        self.prompt_tokens = prompt.tokens
+        if service.settings.verbose:
+            log.info("prompt: %s", service.prompts.decode(prompt.prompt_ids) if prompt.prompt_ids else prompt.messages)
+        request = GenerationRequest(
+            messages=prompt.messages, tools=prompt.tools, prompt_ids=prompt.prompt_ids, adapter=call.adapter
+        )
+        self._readers = [
+            ReplyReader(service.form, bool(call.tools), call.one_call, prompt.opened) for _ in range(call.n)
+        ]
+        self._answers = Answers(service, choices(request, call.sampling, call.n))
+        await self._answers.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        assert self._answers is not None
+        await self._answers.__aexit__(*exc_info)
+
+    async def __aiter__(self) -> AsyncIterator[Step]:
+        assert self._answers is not None
+        async for index, delta in self._answers:
+            reader = self._readers[index]
+            pieces = reader.push(delta.text) if delta.text else []
+            if delta.finish_reason is not None:
+                pieces += reader.finish()
+                if self._service.settings.verbose:
+                    log.info("answer: %s", reader.text)
+            yield Step(index, pieces, delta)
+
+    @property
+    def usage(self) -> Usage:
+        assert self._answers is not None
+        return self._answers.usage
+
+    async def whole(self) -> list[Reply]:
+        replies = [Reply() for _ in self._readers]
+        async for step in self:
+            replies[step.index].add(step)
+        return replies
+
+
+def choices(request: GenerationRequest, sampling: Sampling, n: int) -> list[GenerationRequest]:
+    """n requests that differ in their seeds, so that the choices differ and are repeatable."""
+    seeds = [sampling.seed if sampling.seed is None else sampling.seed + i for i in range(n)]
+    return [
+        replace(request, sampling=replace(sampling, seed=seed), id=f"{request.id}-{i}") for i, seed in enumerate(seeds)
+    ]
+
+
+async def whole_replies(service: Service, call: ChatCall) -> tuple[list[Reply], Usage]:
+    async with Replies(service, call) as replies:
+        return await replies.whole(), replies.usage

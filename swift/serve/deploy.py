@@ -1,0 +1,182 @@
+"""`swift deploy`: from the command line's options to a running server.
+
+Promises: options, files, certificates and the port are checked before weights are loaded; --dry_run loads and writes
+nothing; the server listens on this machine alone unless told otherwise; SIGTERM and SIGINT let running requests
+finish within GRACE_SECONDS and then end them with an error.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import re
+import socket
+import ssl
+import sys
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from swift.config.commands import DeployConfig, InferConfig
+from swift.config.generation import InferOptions
+from swift.config.record import explain
+from swift.engines import setup
+from swift.engines.protocol import GenerationRequest, Sampling
+from swift.errors import NotBuiltYet, ResourceError, UsageError
+from swift.serve.formats import learn_format
+from swift.serve.prompts import CodePoints, TemplatePrompts
+from swift.serve.replies import ReplyFormat
+from swift.serve.server import run
+from swift.serve.service import Limits, Service, Settings
+
+# Options of the shared sections that mean nothing to a server, and what does instead.
+NOT_HERE = {
+    "loss_scale": "it concerns training",
+    "padding_side": "it concerns batches of training",
+    "max_length": "it concerns rows; --max_model_len bounds prompt and answer",
+    "truncation_strategy": "a server never truncates a prompt",
+    "use_chat_template": "plain text has its own endpoint, /v1/completions",
+    "logprobs": "each request asks for them itself",
+    "top_logprobs": "each request asks for them itself; --max_logprobs bounds them",
+}
+NAMED = re.compile(r"[A-Za-z0-9_.:-]+=.+")
+
+
+def main(config: DeployConfig) -> int:
+    """Run `swift deploy` until it is told to stop; returns the exit code."""
+    logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
+    logging.getLogger("swift").setLevel(config.serving.log_level.upper())
+    check(config)
+    inner, source = as_infer(config), None
+    setup.check_backend(inner)
+    name = adapter_name(config)
+    if config.serving.infer_backend != "fake":
+        inner, source = setup.find_source(inner)
+        inner = setup.decide_generation(inner, source.files)
+        config = replace(
+            config,
+            origins=inner.origins,
+            model=inner.model,
+            chat=inner.chat,
+            generation=inner.generation,
+            quantization=inner.quantization,
+        )
+    if not config.serving.served_model_name:
+        if name is not None:
+            config = config.decide("the adapter's name", served_model_name=(name,))
+        else:
+            directory = "fake" if source is None else source.files.path.resolve().name
+            config = config.decide("the model's directory", served_model_name=(directory,))
+    if config.common.dry_run:
+        shown = config.decide("not shown", api_key="***") if config.serving.api_key else config
+        print(explain(shown))
+        return 0
+    with listen(config) as listener:
+        service = build(config, inner, source)
+        run(service, config.serving, listener)
+    return 0
+
+
+def check(config: DeployConfig) -> None:
+    for name, why in NOT_HERE.items():
+        if config.given(name):
+            raise UsageError(f"has no effect here: {why}", where=f"--{name}", fix="leave it out")
+    serving = config.serving
+    if (serving.ssl_keyfile is None) != (serving.ssl_certfile is None):
+        raise UsageError("TLS needs both --ssl_keyfile and --ssl_certfile", fix="name both, or neither")
+    if serving.ssl_certfile is not None:
+        try:
+            ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(serving.ssl_certfile, serving.ssl_keyfile)
+        except (OSError, ssl.SSLError) as error:
+            raise UsageError(
+                f"the certificate can't be used: {error}", where=f"--ssl_certfile {serving.ssl_certfile}"
+            ) from None
+    if serving.api_key == "":
+        raise UsageError("is empty", where="--api_key", fix="give a key, or leave the option out")
+
+
+def as_infer(config: DeployConfig) -> InferConfig:
+    """The same model, template and engine options as `swift infer` takes them."""
+    serving = config.serving
+    model = replace(
+        config.model,
+        adapters=tuple(path.partition("=")[2] if NAMED.fullmatch(path) else path for path in config.model.adapters),
+    )
+    return InferConfig(
+        origins=config.origins,
+        model=model,
+        quantization=config.quantization,
+        chat=config.chat,
+        generation=config.generation,
+        infer=InferOptions(infer_backend=serving.infer_backend, max_batch_size=serving.max_batch_size),
+    )
+
+
+def adapter_name(config: DeployConfig) -> str | None:
+    """The name in `--adapters name=path`: the model with that adapter is then served under it."""
+    named = [path.partition("=")[0] for path in config.model.adapters if NAMED.fullmatch(path)]
+    if named and len(config.model.adapters) > 1:
+        raise NotBuiltYet(
+            "serving several adapters by name beside one another is not built yet",
+            where="--adapters",
+            fix="one server for each adapter, or --adapters PATH ... to apply them together",
+        )
+    return named[0] if named else None
+
+
+def listen(config: DeployConfig) -> socket.socket:
+    """The bound socket: a port that is taken is found before the weights are loaded."""
+    host, port = config.serving.host, config.serving.port
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        listener = socket.socket(family, kind, protocol)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind(address)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise ResourceError(
+            f"can't listen there: {reason}", where=f"{host}:{port}", fix="choose another --port or --host"
+        ) from None
+    return listener
+
+
+def build(config: DeployConfig, inner: InferConfig, source: setup.Source | None) -> Service:
+    """The engine with what the server needs beside it. Loads the weights."""
+    settings = settings_of(config, inner)
+    if source is None:
+        from swift.engines.fake import FakeEngine
+
+        form = ReplyFormat(lambda text: {"role": "assistant", "content": text})
+        return Service(FakeEngine(), CodePoints(), form, settings)
+    engine, shared = setup.build_pt(inner, source)
+    encoder = copy.deepcopy(shared)  # the engine's own is used in its threads
+    form = learn_format(encoder, encoder.parse)
+    opener = form.reasoning[0] if form.reasoning else None
+    prompts = TemplatePrompts(encoder, opener, variant=lambda variables: with_variables(encoder, variables))
+    probe = GenerationRequest(prompt_ids=prompts.encode("a")[:1])
+    return Service(engine, prompts, form, settings, probe)
+
+
+def with_variables(encoder: Any, variables: Mapping[str, Any]) -> Any:
+    """The encoder with further template variables (a request's chat_template_kwargs)."""
+    changed = copy.copy(encoder)
+    changed.variables = {**encoder.variables, **variables}
+    return changed
+
+
+def settings_of(config: DeployConfig, inner: InferConfig) -> Settings:
+    serving = config.serving
+    seed = config.generation.seed if config.given("seed") else None
+    defaults: Sampling = replace(setup.sampling_of(inner), seed=seed, logprobs=False, top_logprobs=0)
+    path = (config.model.model,) if config.model.model else ()
+    return Settings(
+        names=serving.served_model_name,
+        also=path,
+        owned_by=serving.owned_by,
+        api_key=serving.api_key,
+        defaults=defaults,
+        limits=Limits(
+            max_queue=serving.max_queue, request_timeout=serving.request_timeout, max_logprobs=serving.max_logprobs
+        ),
+        verbose=serving.verbose,
+    )

@@ -1,0 +1,79 @@
+"""Whether the engine is alive and answering, found by what it does and not by what it says.
+
+Promises: true when tokens or answers have come within `fresh` seconds; otherwise a one-token request is sent to it,
+and where it is busy with requests that wait long, it is given `patience` seconds between two signs of life.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from dataclasses import dataclass, replace
+
+from swift.engines.protocol import EngineStats
+from swift.engines.stream import GenerationStream
+from swift.serve.service import Service
+
+
+@dataclass(frozen=True)
+class Health:
+    ok: bool
+    reason: str
+
+
+class Watch:
+    """Asked by /health; asks the engine at most one question at a time."""
+
+    def __init__(self, service: Service, fresh: float = 5.0, answer_within: float = 10.0, patience: float = 120.0):
+        self._service = service
+        self._fresh, self._answer_within, self._patience = fresh, answer_within, patience
+        self._seen: tuple[EngineStats, float] = (service.engine.stats(), time.monotonic())
+        self._looked = time.monotonic()
+        self._answered = float("-inf")
+        self._probing: asyncio.Task[Health] | None = None
+
+    async def check(self) -> Health:
+        if self._service.draining:
+            return Health(False, "shutting down")
+        now = time.monotonic()
+        stats = self._service.engine.stats()
+        (old, then), looked = self._seen, self._looked
+        self._looked = now
+        if _progress(stats) != _progress(old):
+            self._seen = (stats, now)
+            then = now
+            if now - looked < self._fresh:
+                return Health(True, "answering")
+        if now - self._answered < self._fresh:
+            return Health(True, "answering")
+        busy = stats.running + stats.waiting
+        silent = now - max(then, self._answered)
+        if busy and silent < self._patience:
+            return Health(True, f"busy, no token for {silent:.0f} s")
+        if busy:
+            return Health(False, f"{busy} requests and no token for {silent:.0f} s")
+        if self._probing is None or self._probing.done():
+            self._probing = asyncio.ensure_future(self._probe())
+        return await asyncio.shield(self._probing)
+
+    async def _probe(self) -> Health:
+        service = self._service
+        request = replace(service.probe, id=f"health-{time.monotonic_ns()}")
+        try:
+            return await asyncio.wait_for(self._ask(request), self._answer_within)
+        except asyncio.TimeoutError:
+            return Health(False, f"the engine didn't answer one token within {self._answer_within:g} s")
+        except Exception as error:  # whatever the engine raises on the smallest request, it isn't answering
+            return Health(False, f"the engine fails: {error}")
+
+    async def _ask(self, request: object) -> Health:
+        stream: GenerationStream = await self._service.in_thread(self._service.engine.submit, request)
+        with stream:
+            async for _ in stream:
+                pass
+        self._answered = time.monotonic()
+        return Health(True, "answering")
+
+
+def _progress(stats: EngineStats) -> tuple[int, ...]:
+    return (stats.finished, stats.failed, stats.cancelled, stats.generated_tokens)

@@ -1,0 +1,111 @@
+"""Requests into what an engine takes: by a chat template and a tokenizer here, else the messages as they are.
+
+Promises: whatever renders or tokenizes may be called from several threads at once and doesn't share state with the
+engine.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from swift.serve.errors import ApiError, invalid
+from swift.serve.formats import Encoder
+
+Messages = Sequence[Mapping[str, Any]]
+Tools = Sequence[Mapping[str, Any]] | None
+
+PROMPT_END = 32  # tokens at a prompt's end that the opening of reasoning is looked for in
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Fields of a GenerationRequest; `tokens`: its length if known; `opened`: it ends inside the reasoning."""
+
+    messages: Messages | None = None
+    tools: Tools = None
+    prompt_ids: Sequence[int] | None = None
+    tokens: int | None = None
+    opened: bool = False
+
+
+class Prompts(Protocol):
+    def chat(self, messages: Messages, tools: Tools, variables: Mapping[str, Any]) -> Prompt:
+        """`variables`: the request's chat_template_kwargs."""
+        ...
+
+    def encode(self, text: str) -> list[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+
+class TemplatePrompts:
+    """The model's own template and tokenizer. `variant(variables)` makes an encoder with further template variables.
+
+    `opener` is the text with which reasoning begins, if any does. The encoder must not be shared with an engine.
+    """
+
+    def __init__(
+        self, encoder: Encoder, opener: str | None, variant: Callable[[Mapping[str, Any]], Encoder] | None = None
+    ):
+        self._encoder, self._opener, self._variant = encoder, opener, variant
+        self._lock = threading.Lock()
+
+    def chat(self, messages: Messages, tools: Tools, variables: Mapping[str, Any]) -> Prompt:
+        with self._lock:
+            encoder = self._encoder
+            if variables:
+                if self._variant is None:
+                    raise invalid(
+                        "the chat template takes no variables", "chat_template_kwargs", "unsupported_parameter"
+                    )
+                encoder = self._variant(variables)
+            ids = encoder.prompt(messages, tools)
+            end = encoder.decode(ids[-PROMPT_END:])
+        return Prompt(
+            prompt_ids=ids, tokens=len(ids), opened=self._opener is not None and end.rstrip().endswith(self._opener)
+        )
+
+    def encode(self, text: str) -> list[int]:
+        with self._lock:
+            return list(self._encoder.tokenizer(text)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        size = len(self._encoder.tokenizer)
+        if any(i >= size for i in ids):
+            raise invalid(f"the tokenizer has {size} tokens: an id is out of range", code="invalid_value")
+        with self._lock:
+            return self._encoder.decode(ids)
+
+
+class EnginePrompts:
+    """An engine elsewhere renders and tokenizes by itself."""
+
+    def chat(self, messages: Messages, tools: Tools, variables: Mapping[str, Any]) -> Prompt:
+        if variables:
+            raise invalid("this engine takes no template variables", "chat_template_kwargs", "unsupported_parameter")
+        return Prompt(messages=messages, tools=tools)
+
+    def encode(self, text: str) -> list[int]:
+        raise ApiError(400, "this engine has no tokenizer here: send token ids", code="unsupported")
+
+    def decode(self, ids: Sequence[int]) -> str:
+        raise ApiError(400, "this engine has no tokenizer here", code="unsupported")
+
+
+class CodePoints(EnginePrompts):
+    """The fake engine's: one character, one token."""
+
+    def chat(self, messages: Messages, tools: Tools, variables: Mapping[str, Any]) -> Prompt:
+        tokens = sum(len(str(message.get("content"))) for message in messages)
+        return Prompt(messages=messages, tools=tools, tokens=tokens)
+
+    def encode(self, text: str) -> list[int]:
+        return [ord(char) for char in text]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        if any(i > 0x10FFFF or 0xD800 <= i < 0xE000 for i in ids):
+            raise invalid("a token id is out of range", code="invalid_value")
+        return "".join(map(chr, ids))

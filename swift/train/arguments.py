@@ -1,0 +1,123 @@
+"""Our options as transformers' TrainingArguments: one place that knows how they map.
+
+Saving, evaluating and logging are left out on purpose: `callbacks.Schedule` decides them, so transformers is told "no".
+"""
+
+from __future__ import annotations
+
+import math
+
+from transformers import TrainingArguments
+from transformers.trainer_utils import SchedulerType
+from transformers.training_args import OptimizerNames
+
+from swift.config.commands import SftConfig
+from swift.errors import SwiftError, UsageError
+
+SAME_NAME = (
+    "num_train_epochs",
+    "max_steps",
+    "per_device_train_batch_size",
+    "gradient_accumulation_steps",
+    "learning_rate",
+    "weight_decay",
+    "adam_beta1",
+    "adam_beta2",
+    "adam_epsilon",
+    "max_grad_norm",
+    "optim",
+    "optim_args",
+    "lr_scheduler_type",
+    "lr_scheduler_kwargs",
+    "seed",
+    "full_determinism",
+    "use_cpu",
+    "torch_compile",
+    "torch_compile_backend",
+    "torch_compile_mode",
+    "use_liger_kernel",
+    "neftune_noise_alpha",
+    "average_tokens_across_devices",
+    "auto_find_batch_size",
+    "dataloader_num_workers",
+    "dataloader_pin_memory",
+    "dataloader_persistent_workers",
+    "dataloader_prefetch_factor",
+    "dataloader_drop_last",
+    "torch_empty_cache_steps",
+    "ddp_timeout",
+    "ddp_backend",
+    "ddp_find_unused_parameters",
+    "ddp_broadcast_buffers",
+)
+# transformers is as talkative as we are one level up.
+LOG_LEVELS = {"debug": "info", "info": "warning", "warning": "error", "error": "error"}
+
+
+def check_names(config: SftConfig) -> None:
+    """UsageError for a schedule or an optimizer that transformers doesn't know."""
+    for name, known in (("lr_scheduler_type", SchedulerType), ("optim", OptimizerNames)):
+        value = config.value(name)
+        choices = [member.value for member in known]
+        if value not in choices:
+            raise UsageError(f"no such value: {value}", where=f"--{name}", fix=f"one of {', '.join(choices)}")
+
+
+def steps_in_run(config: SftConfig, rows: int, world_size: int) -> int:
+    """Optimizer steps of the whole run over `rows` training rows."""
+    training = config.training
+    if training.max_steps > 0:
+        return training.max_steps
+    per_batch = training.per_device_train_batch_size * world_size
+    batches = rows // per_batch if training.dataloader_drop_last else math.ceil(rows / per_batch)
+    per_epoch = max(1, math.ceil(batches / (training.gradient_accumulation_steps or 1)))
+    return math.ceil(training.num_train_epochs * per_epoch)
+
+
+def warmup_steps(config: SftConfig, total: int) -> int:
+    """The warm-up in steps: `warmup_steps` (a share of the run when below 1) or `warmup_ratio` of the run."""
+    training = config.training
+    if training.warmup_steps is not None:
+        return math.ceil(training.warmup_steps * total) if training.warmup_steps < 1 else int(training.warmup_steps)
+    return math.ceil((training.warmup_ratio or 0.0) * total)
+
+
+def training_arguments(config: SftConfig, total_steps: int) -> TrainingArguments:
+    """The arguments, without an output directory yet: the run directory is made last, and making these starts the
+    process group, so combinations that can't work show before."""
+    values = {name: config.value(name) for name in SAME_NAME}
+    training, evaluation = config.training, config.evaluation
+    try:
+        return TrainingArguments(
+            **values,
+            output_dir=".",
+            warmup_steps=warmup_steps(config, total_steps),
+            bf16=bool(training.bf16),
+            fp16=bool(training.fp16),
+            activation_checkpointing=training.gradient_checkpointing,
+            activation_checkpointing_kwargs=_checkpointing_kwargs(training.gradient_checkpointing_kwargs),
+            data_seed=config.data.data_seed,
+            per_device_eval_batch_size=evaluation.per_device_eval_batch_size,
+            metric_for_best_model=evaluation.metric_for_best_model,
+            greater_is_better=evaluation.greater_is_better,
+            eval_on_start=evaluation.eval_on_start,
+            ignore_data_skip=config.saving.ignore_data_skip,
+            eval_strategy="no",
+            save_strategy="no",
+            logging_strategy="no",
+            logging_nan_inf_filter=False,
+            report_to="none",
+            disable_tqdm=True,
+            remove_unused_columns=False,
+            log_level=LOG_LEVELS[config.logging.log_level],
+        )
+    except SwiftError:
+        raise
+    except (ValueError, ImportError) as error:
+        # transformers checks combinations of its own; its message names the options.
+        raise UsageError(str(error).strip().splitlines()[0], where="training options") from error
+
+
+def _checkpointing_kwargs(given: dict | None) -> dict:
+    """Without reentrance a frozen embedding needs no gradient, so no hook that forces one."""
+    return {"use_reentrant": False, **(given or {})}

@@ -1,0 +1,117 @@
+"""Puts a trainer together from a config, a model and encoded rows."""
+
+from __future__ import annotations
+
+import importlib.util
+import shutil
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import TrainerCallback, TrainingArguments
+
+from swift import runs
+from swift.config.commands import SftConfig
+from swift.errors import MissingPackage
+from swift.models.tuners import optimizer_groups
+from swift.train.callbacks import LogFile, Progress, Schedule
+from swift.train.interrupt import Interrupt
+from swift.train.trainer import SftTrainer
+from swift.train.weights import load_weights, save_weights
+
+# option value -> (module, what to pip install)
+REPORTERS = {"tensorboard": ("tensorboard", "tensorboard"), "wandb": ("wandb", "wandb"), "swanlab": ("swanlab", "swanlab")}
+
+
+def check_packages(config: SftConfig) -> None:
+    """MissingPackage for an option whose library isn't installed."""
+    wanted = [(f"--report_to {name}", *REPORTERS[name]) for name in config.logging.report_to if name != "none"]
+    if config.training.use_liger_kernel:
+        wanted.append(("--use_liger_kernel", "liger_kernel", "liger-kernel"))
+    for option, module, package in wanted:
+        if importlib.util.find_spec(module) is None:
+            raise MissingPackage(f"{option} needs {package}", fix=f"pip install {package}")
+
+
+def build_trainer(
+    config: SftConfig,
+    args: TrainingArguments,
+    model: torch.nn.Module,
+    tokenizer: Any,
+    train_rows: Sequence[Any],
+    val_rows: Sequence[Any] | None,
+    collate: Callable[[list[Any]], dict[str, torch.Tensor]],
+    *,
+    sources: Callable[[int], str],
+    lengths: Sequence[int] | None = None,
+    interrupt: Interrupt | None = None,
+    callbacks: Sequence[TrainerCallback] = (),
+    save_tokenizer: bool = True,
+    data_fingerprint: str = "",
+) -> SftTrainer:
+    """A trainer that writes its checkpoints and logging.jsonl to `args.output_dir` (which exists).
+
+    `lengths`: tokens of each training row, needed by --group_by_length. `sources(row_id)`: file:line of a row.
+    """
+    training = config.training
+    run_dir = Path(args.output_dir)
+    schedule = Schedule(config.logging, config.evaluation, config.saving, interrupt or Interrupt())
+    quiet = config.logging.log_level in ("warning", "error")
+    progress = Progress(plain=config.logging.disable_tqdm, quiet=quiet)
+
+    def save_model_files(directory: Path) -> None:
+        save_weights(model, directory, config.saving.max_shard_size)
+        if save_tokenizer:
+            tokenizer.save_pretrained(str(directory))
+        if (run_dir / runs.ARGS).is_file():
+            shutil.copyfile(run_dir / runs.ARGS, directory / runs.ARGS)
+
+    def groups() -> list[dict[str, Any]]:
+        return optimizer_groups(
+            model,
+            learning_rate=training.learning_rate,
+            weight_decay=training.weight_decay,
+            lorap_lr_ratio=config.tuner.lorap_lr_ratio,
+            decays=decayed.__contains__,
+        )
+
+    trainer = SftTrainer(
+        model=model,
+        args=args,
+        data_collator=collate,
+        train_dataset=train_rows,
+        eval_dataset=val_rows,
+        schedule=schedule,
+        callbacks=[LogFile(runs.RunLog(run_dir / runs.LOG)), progress, *_reporters(config, run_dir), *callbacks],
+        save_model_files=save_model_files,
+        load_weights=lambda directory: load_weights(model, directory),
+        sources=sources,
+        lengths=lengths if training.group_by_length else None,
+        parameter_groups=groups if config.tuner.lorap_lr_ratio is not None else None,
+        shuffle=training.train_dataloader_shuffle,
+        acc_strategy=config.evaluation.acc_strategy,
+        label_smoothing=training.label_smoothing_factor,
+        eval_sums_to_host_every=config.evaluation.eval_accumulation_steps,
+        save_total_limit=config.saving.save_total_limit,
+        save_only_model=config.saving.save_only_model,
+        resume_only_model=config.saving.resume_only_model,
+        data_fingerprint=data_fingerprint,
+        symlinks=config.saving.create_checkpoint_symlink,
+    )
+    decayed = set(trainer.get_decay_parameter_names(model))
+    return trainer
+
+
+def _reporters(config: SftConfig, run_dir: Path) -> list[TrainerCallback]:
+    from transformers.integrations import SwanLabCallback, WandbCallback
+
+    from swift.train.tensorboard import TensorBoard
+
+    logging = config.logging
+    made: dict[str, Callable[[], TrainerCallback]] = {
+        "tensorboard": lambda: TensorBoard(Path(logging.logging_dir) if logging.logging_dir else run_dir / "runs"),
+        "wandb": WandbCallback,
+        "swanlab": SwanLabCallback,
+    }
+    return [made[name]() for name in logging.report_to if name != "none"]

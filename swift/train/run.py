@@ -1,0 +1,241 @@
+"""One training run, step by step: device and dtype, rows, weights, run directory, training, summary.
+
+The order is the promise: rows are read and encoded before any weight is loaded, the run directory comes after both.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from swift import runs
+from swift.config.commands import SftConfig
+from swift.config.record import save_args
+from swift.errors import CheckpointError, UsageError
+from swift.hub import check_disk
+from swift.hub.resources import human_bytes
+from swift.models.device import Device, pick_device
+from swift.models.plan import LoadPlan, plan_loading
+from swift.train import manifest, summary
+from swift.train.checkpoints import clean_leftovers
+#EX  import Examples, prepare_examples
+from swift.train.interrupt import Interrupt
+from swift.train.sft import Setup
+
+if TYPE_CHECKING:
+    from transformers import TrainingArguments
+
+log = logging.getLogger("swift")
+
+
+def plan(setup: Setup) -> tuple[Setup, LoadPlan]:
+    """Device, dtype and quantization, decided without reading a weight; the setup with them in its config."""
+    config = setup.config
+    device = pick_device(config.training.use_cpu)
+    config = _decide_device(config, device)
+    options = config.model
+    if config.tuner.tuner_type == "full" and options.torch_dtype == "float16":
+        config = config.decide("weights that train in float16 lose small updates", torch_dtype="float32", fp16=True)
+    loading = plan_loading(config.model, config.quantization, setup.files, device, training=True)
+    if config.tuner.tuner_type == "full" and loading.dtype == "float16":
+        config = config.decide("weights that train in float16 lose small updates", torch_dtype="float32", fp16=True)
+        loading = plan_loading(config.model, config.quantization, setup.files, device, training=True)
+    if config.model.torch_dtype is None:
+        config = config.decide(loading.reasons["dtype"], torch_dtype=loading.dtype)
+    config = _decide_autocast(config, loading.dtype)
+    from swift.train.arguments import check_names
+    from swift.train.build import check_packages
+
+    check_names(config)
+    check_packages(config)
+    return dataclasses.replace(setup, config=config), loading
+
+
+def _decide_device(config: SftConfig, device: Device) -> SftConfig:
+    if device.kind == "cpu" and not config.training.use_cpu:
+        config = config.decide("no accelerator was found", use_cpu=True)
+    if device.kind != "cuda" and config.training.dataloader_pin_memory:
+        if config.given("dataloader_pin_memory"):
+            raise UsageError("--dataloader_pin_memory needs a CUDA device", fix="leave it out")
+        config = config.decide(f"no use on {device.kind}", dataloader_pin_memory=False)
+    if config.training.fp16 and device.kind == "cpu":
+        raise UsageError("--fp16 needs an accelerator", fix="--torch_dtype bfloat16 or float32")
+    return config
+
+
+def _decide_autocast(config: SftConfig, dtype: str) -> SftConfig:
+    """Mixed precision follows the dtype of the weights unless it was asked for."""
+    for flag, name in (("bf16", "bfloat16"), ("fp16", "float16")):
+        if config.value(flag) is None:
+            config = config.decide(f"the weights are {dtype}", **{flag: dtype == name})
+    return config
+
+
+def train(setup: Setup, loading: LoadPlan) -> int:
+    """Read, encode, load, train, report; the exit code."""
+    from swift.models.load import load_tokenizer
+
+    config = setup.config
+    tokenizer = load_tokenizer(
+        _weights_directory(setup),
+        trust_remote_code=loading.trust_remote_code,
+        new_special_tokens=loading.new_special_tokens,
+    )
+    config, examples = prepare_examples(config, setup.files, tokenizer)
+    setup = dataclasses.replace(setup, config=config)
+    _check_same_rows(setup, examples)
+    for line in loading.lines():
+        log.info(line)
+    return _train(setup, loading, tokenizer, examples)
+
+
+def _weights_directory(setup: Setup) -> Path:
+    """The directory that weights and tokenizer come from: a whole model goes on from its checkpoint."""
+    if setup.point is not None and setup.config.tuner.tuner_type == "full":
+        return setup.point.checkpoint
+    from swift.models.gguf import as_directory
+
+    return as_directory(setup.model.path)
+
+
+def _check_same_rows(setup: Setup, examples: Examples) -> None:
+    if setup.point is None or setup.config.saving.resume_only_model:
+        return
+    if manifest.saved_fingerprint(setup.point.checkpoint) != examples.fingerprint:
+        raise CheckpointError(
+            "the training rows aren't those of the run: the data, the template or the prompts have changed",
+            where=str(setup.point.checkpoint),
+            fix="restore them, or train on with --resume_only_model true",
+        )
+
+
+def _train(setup: Setup, loading: LoadPlan, tokenizer: Any, examples: Examples) -> int:
+    """From here on torch, transformers and peft are at work."""
+    from swift.models.load import load_model
+    from swift.models.tuners import apply_tuner, trainable_summary
+    from swift.train.arguments import steps_in_run, training_arguments
+    from swift.train.build import build_trainer
+
+    config = setup.config
+    total = steps_in_run(config, len(examples.train), setup.world_size)
+    args = training_arguments(config, total)
+    model = load_model(_weights_directory(setup), loading)
+    if setup.adapter is not None:
+        from swift.models.adapters import load_adapter
+
+        model = load_adapter(model, setup.adapter, trainable=True)
+    else:
+        model = apply_tuner(model, config.tuner, new_token_ids=_new_token_ids(loading, setup, tokenizer))
+    log.info(trainable_summary(model))
+    run_dir = _run_dir(setup, args, model, examples)
+    args.output_dir = str(run_dir)
+    with Interrupt() as interrupt:
+        trainer = build_trainer(
+            config,
+            args,
+            model,
+            tokenizer,
+            examples.train,
+            examples.val,
+            examples.collate,
+            sources=examples.source,
+            lengths=examples.lengths,
+            interrupt=interrupt,
+            save_tokenizer=config.tuner.tuner_type == "full" or bool(loading.new_special_tokens),
+            data_fingerprint=examples.fingerprint,
+        )
+        try:
+            trainer.train(resume_from_checkpoint=str(setup.point.checkpoint) if setup.point else None)
+        finally:
+            trainer.close_reporters()
+    if args.should_save:
+        summary.finish(trainer, run_dir, interrupt)
+    trainer.accelerator.end_training()  # leaves the process group in order
+    return interrupt.exit_code
+
+
+def _new_token_ids(loading: LoadPlan, setup: Setup, tokenizer: Any) -> list[int]:
+    """Ids of the tokens that --new_special_tokens added to the model's own vocabulary."""
+    if not loading.new_special_tokens:
+        return []
+    from swift.models.load import add_special_tokens, load_tokenizer
+
+    own = load_tokenizer(_weights_directory(setup), trust_remote_code=loading.trust_remote_code)
+    return add_special_tokens(own, loading.new_special_tokens)
+
+
+def _run_dir(setup: Setup, args: TrainingArguments, model: Any, examples: Examples) -> Path:
+    """The directory of this run, the same in all processes: a new one, or that of the run that goes on."""
+    made: list[str | None] = [None]
+    failure: list[BaseException | None] = [None]
+    if args.should_save:
+        try:
+            made[0] = str(_make_run_dir(setup, model, examples))
+        except BaseException as error:
+            if args.world_size == 1:
+                raise
+            failure[0] = error
+    if args.world_size > 1:
+        import torch.distributed as dist
+
+        both = [made[0], failure[0]]
+        dist.broadcast_object_list(both)
+        made[0], failure[0] = both
+        if failure[0] is not None:
+            raise failure[0]
+    return Path(str(made[0]))
+
+
+def _make_run_dir(setup: Setup, model: Any, examples: Examples) -> Path:
+    config, point = setup.config, setup.point
+    output_dir = Path(str(config.saving.output_dir)).expanduser()
+    if point is not None and goes_on_in_place(config, point.run_dir):
+        run_dir = point.run_dir
+        clean_leftovers(run_dir)
+        runs.RunLog(run_dir / runs.LOG).truncate_after(point.step)
+    else:
+        check_disk(output_dir, _checkpoint_bytes(config, model), "a checkpoint")
+        run_dir = runs.create_run_dir(output_dir, config.saving.add_version).resolve()
+        _refuse_used(run_dir)
+    log.info("run directory: %s", run_dir)
+    command = "sft" if config.chat.use_chat_template else "pt"
+    save_args(run_dir, command, config, model_path=str(_weights_directory(setup) if point is None else setup.model.directory))
+    examples.save(run_dir)
+    manifest.begin(run_dir, setup, examples)
+    return run_dir
+
+
+def goes_on_in_place(config: SftConfig, run_dir: Path) -> bool:
+    """A resumed run stays in its directory, unless it starts anew from the weights or another --output_dir was typed."""
+    if config.saving.resume_only_model:
+        return False
+    if not config.given("output_dir"):
+        return True
+    typed = Path(str(config.saving.output_dir)).expanduser().resolve()
+    return typed in (run_dir, run_dir.parent)
+
+
+def _refuse_used(run_dir: Path) -> None:
+    """With --add_version false a directory that holds a run already is not written over."""
+    if (run_dir / runs.ARGS).exists() or (run_dir / runs.LOG).exists():
+        raise UsageError(
+            "this directory holds a run already",
+            where=str(run_dir),
+            fix="--resume_from_checkpoint auto goes on with it; else choose another --output_dir, or leave --add_version true",
+        )
+
+
+def _checkpoint_bytes(config: SftConfig, model: Any) -> int:
+    """What the first checkpoint takes: trained weights and Adam's two moments; a whole model stores frozen weights too."""
+    if config.saving.save_strategy == "no":
+        return 0
+    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    stored = trained
+    if config.tuner.tuner_type == "full":
+        stored = sum(p.numel() * p.element_size() for p in model.parameters())
+    needed = stored + (0 if config.saving.save_only_model else 2 * trained)
+    log.debug("a checkpoint takes about %s", human_bytes(needed))
+    return needed
+

@@ -1,0 +1,456 @@
+"""transformers' Trainer with an exact loss and count, an exact evaluation, and checkpoints that are transactions.
+
+Promises: the loss of a step is the mean over all label tokens of its batches, over all processes; evaluation is the mean over
+all label tokens and leaves the random state alone; a loss or gradient that isn't finite stops the run before the weights are
+touched and names the rows. Distribution, mixed precision, optimizers and schedules are transformers' and accelerate's.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import math
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Sampler
+from transformers import DefaultFlowCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
+from transformers.trainer_pt_utils import get_length_grouped_indices
+
+from swift import runs
+from swift.errors import CheckpointError, TrainingError
+from swift.train import checkpoints, metrics
+from swift.train.callbacks import Reporter, Schedule
+from swift.train.losses import IGNORED, LossParts, causal_loss, label_positions
+
+# Sums of a window that are the same in every process, or a mean over them.
+MEANS = ("loss", "steps")
+
+
+class EpochOrder(Sampler[int]):
+    """The rows' order in each epoch, from the seed and the epoch's number alone.
+
+    Random order is the same as that of a plain Trainer with this seed. Grouping puts rows of like length (`lengths`, tokens)
+    into one batch.
+    """
+
+    def __init__(self, count: int, seed: int, shuffle: bool, lengths: Sequence[int] | None = None, group: int = 1):
+        self.count, self.seed, self.shuffle, self.lengths, self.group = count, seed, shuffle, lengths, group
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __iter__(self) -> Iterator[int]:
+        if not self.shuffle:
+            return iter(range(self.count))
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        if self.lengths is not None:
+            return iter(get_length_grouped_indices(self.lengths, self.group, generator=generator))
+        return iter(torch.randperm(self.count, generator=generator).tolist())
+
+
+class SftTrainer(Trainer):
+    """`train_dataset` and `eval_dataset`: sequences of encoded rows. `data_collator` gives `input_ids`, `attention_mask`,
+    `labels` int64 [B, T] and `row_ids` int64 [B]; `sources(row_id)` says where a row comes from.
+
+    `save_model_files(directory)` writes the weights (and the tokenizer) of one checkpoint; `load_weights(directory)` puts a
+    checkpoint's weights into the model. `parameter_groups()`, if given, are the optimizer's.
+    """
+
+    def __init__(
+        self,
+        *,
+        model: torch.nn.Module,
+        args: TrainingArguments,
+        data_collator: Callable[[list[Any]], dict[str, torch.Tensor]],
+        train_dataset: Sequence[Any],
+        eval_dataset: Sequence[Any] | None,
+        schedule: Schedule,
+        callbacks: Sequence[TrainerCallback] = (),
+        save_model_files: Callable[[Path], None],
+        load_weights: Callable[[Path], None],
+        sources: Callable[[int], str],
+        lengths: Sequence[int] | None = None,
+        parameter_groups: Callable[[], list[dict[str, Any]]] | None = None,
+        shuffle: bool = True,
+        acc_strategy: str = "token",
+        label_smoothing: float = 0.0,
+        eval_sums_to_host_every: int | None = None,
+        save_total_limit: int | None = None,
+        save_only_model: bool = False,
+        resume_only_model: bool = False,
+        symlinks: bool = False,
+        data_fingerprint: str = "",
+    ):
+        self.schedule = schedule
+        self.save_model_files, self.load_weights, self.sources = save_model_files, load_weights, sources
+        self.parameter_groups = parameter_groups
+        self.acc_strategy, self.label_smoothing = acc_strategy, label_smoothing
+        self.eval_sums_to_host_every = eval_sums_to_host_every
+        self.save_total_limit, self.save_only_model = save_total_limit, save_only_model
+        self.resume_only_model, self.symlinks = resume_only_model, symlinks
+        seed = args.data_seed if args.data_seed is not None else args.seed
+        group = args.train_batch_size * args.gradient_accumulation_steps
+        self.order = EpochOrder(len(train_dataset), seed, shuffle, lengths, group)
+        self.narrow_logits = _takes_logits_to_keep(model) and not args.torch_compile
+        self.own_loss = not args.use_liger_kernel
+        self.data_fingerprint = data_fingerprint
+        self.best_saved: Path | None = None
+        self.last_saved: Path | None = None
+        super().__init__(
+            model=model,
+            args=args,
+            data_collator=data_collator,
+            train_dataset=train_dataset,
+            eval_dataset=eval_dataset,
+            callbacks=[schedule, *callbacks],
+        )
+        self.remove_callback(DefaultFlowCallback)
+        self.remove_callback(PrinterCallback)
+        self.loss_is_scaled_for_ga = True
+        self.tally = metrics.Tally(args.device)
+        self.watch = metrics.Stopwatch()
+        self.tokens_seen = {"inputs": 0, "tokens": 0}
+        self._step_losses: list[tuple[torch.Tensor, torch.Tensor]] = []
+
+    @property
+    def run_dir(self) -> Path:
+        return Path(self.args.output_dir)
+
+    def close_reporters(self) -> None:
+        """Leave the terminal and the event files in order, also when training ended in an error."""
+        for callback in self.callback_handler.callbacks:
+            if isinstance(callback, Reporter):
+                callback.close()
+
+    # ---- data ----
+
+    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+        return self.order
+
+    def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
+        self.order.epoch = kwargs["epoch"]
+        super()._run_epoch(*args, **kwargs)
+
+    # ---- one step ----
+
+    def _get_num_items_in_batch(self, batch_samples: list[dict[str, torch.Tensor]], device: torch.device):
+        """Label tokens of the step's batches, int64 scalar; of all processes with average_tokens_across_devices."""
+        if not batch_samples:
+            return None
+        count = torch.stack([(batch["labels"][:, 1:] != IGNORED).sum() for batch in batch_samples]).sum().to(device)
+        if self.args.average_tokens_across_devices and self.args.world_size > 1:
+            count = self.accelerator.gather(count).sum()
+        return count
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        """The batch's share of the step's mean: sum of its tokens' losses over the label tokens of the whole step."""
+        rows = inputs.pop("row_ids")
+        loss, parts = self._forward(model, inputs, num_items_in_batch, self.label_smoothing)
+        if self.args.average_tokens_across_devices:
+            # DDP takes the mean of the processes' gradients; each holds its part of one sum.
+            loss = loss * self.accelerator.num_processes
+        self._step_losses.append((loss.detach(), rows))
+        self.tally.add_batch(loss, parts, inputs["attention_mask"].sum())
+        return loss
+
+    def _forward(self, model, inputs, tokens: torch.Tensor, smoothing: float) -> tuple[torch.Tensor, LossParts | None]:
+        labels = inputs["labels"]
+        if not self.own_loss:
+            return model(**inputs, num_items_in_batch=tokens).loss, None
+        weights = inputs.get("loss_scale")
+        inputs = {name: value for name, value in inputs.items() if name not in ("labels", "loss_scale")}
+        if self.narrow_logits:
+            positions = label_positions(labels)
+            outputs = model(**inputs, logits_to_keep=positions)
+            logits, following = outputs.logits, positions + 1
+        else:
+            outputs = model(**inputs)
+            logits, following = outputs.logits[:, :-1], slice(1, None)
+        parts = causal_loss(logits, labels[:, following], smoothing, None if weights is None else weights[:, following])
+        loss = parts.total / tokens
+        if outputs.get("aux_loss") is not None:
+            # The routers' balance loss is a mean of its own: each batch carries its share of it.
+            share = parts.tokens / tokens
+            loss = loss + self.router_coefficient * outputs["aux_loss"].to(loss.device) * share
+        return loss, parts
+
+    @property
+    def router_coefficient(self) -> float:
+        return self.model.config.get_text_config().router_aux_loss_coef
+
+    def _get_grad_norm(self, model, grad_norm=None):
+        """Called once a step between the backward passes and the optimizer: the place to refuse what isn't finite."""
+        norm = super()._get_grad_norm(model, grad_norm=grad_norm)
+        self.tally.end_step()
+        losses = torch.stack([loss for loss, _ in self._step_losses])
+        if not torch.isfinite(losses).all():
+            bad = [rows for loss, rows in self._step_losses if not torch.isfinite(loss)]
+            self._not_finite("loss", bad)
+        if norm is not None and not math.isfinite(float(norm)) and self.accelerator.scaler is None:
+            self._not_finite("gradient", [rows for _, rows in self._step_losses])
+        self._step_losses.clear()
+        return norm
+
+    def _not_finite(self, what: str, batches: list[torch.Tensor]) -> None:
+        rows = [self.sources(row) for batch in batches for row in batch.tolist()]
+        shown = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+        raise TrainingError(
+            f"the {what} of step {self.state.global_step + 1} is not a finite number; the weights are as before it",
+            where=shown,
+            fix="look at these rows, lower --learning_rate, or use --torch_dtype bfloat16 or float32",
+        )
+
+    def create_optimizer(self, model=None) -> torch.optim.Optimizer:
+        if self.optimizer is None and self.parameter_groups is not None:
+            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+            self.optimizer = kind(self.parameter_groups(), **settings)
+        return super().create_optimizer(model)
+
+    # ---- between steps ----
+
+    def _maybe_log_save_evaluate(
+        self, tr_loss, grad_norm, model, trial, epoch, ignore_keys_for_eval, start_time, learning_rate=None
+    ) -> None:
+        if self.control.should_log:
+            self._log_window(grad_norm, learning_rate)
+        if self.control.should_evaluate:
+            values = self._evaluate(trial, ignore_keys_for_eval)
+            is_best = self._determine_best_metric(metrics=values, trial=trial)
+            if is_best:
+                self.state.best_global_step = self.state.global_step
+            self.schedule.after_evaluation(self.control, is_best)
+            if self.control.should_log:
+                self._log_window(grad_norm, learning_rate)
+        if self.control.should_save:
+            self._save_checkpoint(model, trial)
+            self.control = self.callback_handler.on_save(self.args, self.state, self.control)
+
+    def _log_window(self, grad_norm, learning_rate) -> None:
+        values = self._over_processes(self.tally.values())
+        self.tally.reset()
+        for name in self.tokens_seen:
+            self.tokens_seen[name] += int(values[name])
+        if values["steps"] == 0:
+            self.control.should_log = False
+            return
+        record = {"loss": values["loss"] / values["steps"]}
+        if grad_norm is not None:
+            record["grad_norm"] = float(grad_norm)
+        record["learning_rate"] = learning_rate if learning_rate is not None else self._get_learning_rate()
+        share = metrics.accuracy(values, self.acc_strategy)
+        if share is not None:
+            record[metrics.ACCURACY[self.acc_strategy]] = share
+        record["tokens_per_second"] = values["inputs"] / self.watch.window()
+        record["memory_gib"] = metrics.peak_memory_gib(self.args.device)
+        self.log(record)
+
+    def _over_processes(self, values: dict[str, float]) -> dict[str, float]:
+        """Counts are summed, the loss is a mean (it was scaled for one), steps are common to all."""
+        if self.args.world_size == 1:
+            return values
+        mine = torch.tensor([list(values.values())], dtype=torch.float64, device=self.args.device)
+        total = self.accelerator.reduce(mine, "sum")[0].tolist()
+        summed = dict(zip(values, total, strict=True))
+        return summed | {name: summed[name] / self.args.world_size for name in MEANS}
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        """Add where the run is to a record, keep it in the state and hand it to whoever shows it."""
+        if "train_runtime" in logs:
+            return  # transformers' closing record; the run's summary says it better
+        left = self.state.max_steps - self.state.global_step
+        record = {
+            **logs,
+            "epoch": round(self.state.epoch or 0.0, 6),
+            "step": self.state.global_step,
+            "max_steps": self.state.max_steps,
+            "elapsed_seconds": round(self.watch.elapsed(), 3),
+            "eta_seconds": round(self.watch.eta(left), 3),
+        }
+        self.state.log_history.append(record)
+        self.control = self.callback_handler.on_log(self.args, self.state, self.control, record)
+
+    # ---- evaluation ----
+
+    def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
+        """Loss and accuracy over all label tokens of the validation rows, each row once however many processes there are."""
+        began = time.monotonic()
+        training = self.model.training
+        self.model.eval()
+        with _random_state_untouched(), torch.no_grad():
+            values = self._over_processes_sum(self._evaluation_sums())
+        self.model.train(training)
+        took = time.monotonic() - began
+        share = metrics.accuracy(values, self.acc_strategy)
+        result = {f"{metric_key_prefix}_loss": values["loss"] / values["tokens"]}
+        if share is not None:
+            result[f"{metric_key_prefix}_{metrics.ACCURACY[self.acc_strategy]}"] = share
+        result[f"{metric_key_prefix}_seconds"] = round(took, 3)
+        self.watch.pause(took)
+        self.log(dict(result))
+        self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, result)
+        return result
+
+    def _evaluation_sums(self) -> dict[str, float]:
+        rows = range(self.args.process_index, len(self.eval_dataset), self.args.world_size)
+        loader = DataLoader(
+            self.eval_dataset,
+            batch_size=self.args.per_device_eval_batch_size,
+            sampler=list(rows),
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory and self.args.device.type == "cuda",
+        )
+        total = dict.fromkeys(metrics.FIELDS, 0.0)
+        tally = metrics.Tally(self.args.device)
+        for number, batch in enumerate(loader, 1):
+            batch = self._prepare_inputs(batch)
+            batch.pop("row_ids")
+            one = torch.ones((), dtype=torch.int64, device=self.args.device)
+            loss, parts = self._forward(self.model, batch, one, 0.0)
+            tally.add_batch(loss, parts or _counted(batch["labels"]), batch["attention_mask"].sum())
+            if self.eval_sums_to_host_every and number % self.eval_sums_to_host_every == 0:
+                total = {name: total[name] + value for name, value in tally.values().items()}
+                tally.reset()
+        return {name: total[name] + value for name, value in tally.values().items()}
+
+    def _over_processes_sum(self, values: dict[str, float]) -> dict[str, float]:
+        if self.args.world_size == 1:
+            return values
+        mine = torch.tensor([list(values.values())], dtype=torch.float64, device=self.args.device)
+        return dict(zip(values, self.accelerator.reduce(mine, "sum")[0].tolist(), strict=True))
+
+    # ---- checkpoints ----
+
+    def _save_checkpoint(self, model, trial) -> None:
+        began = time.monotonic()
+        step = self.state.global_step
+        final = self.run_dir / checkpoints.name_of(step)
+        if self.state.best_global_step == step:
+            self.best_saved = final
+        self.state.best_model_checkpoint = str(self.best_saved) if self.best_saved else None
+        progress = self._progress()
+        staging = self.run_dir / f"{runs.STAGING_PREFIX}{checkpoints.name_of(step)}"
+        if self.args.should_save:
+            with checkpoints.writing(final):
+                checkpoints.staging_dir(self.run_dir, step)
+        self.accelerator.wait_for_everyone()
+        with checkpoints.writing(final, remove_on_failure=staging if self.args.should_save else None):
+            if not self.save_only_model:
+                self._save_rng_state(str(staging))
+                self._save_optimizer_and_scheduler(str(staging))
+                self._save_scaler(str(staging))
+            self.accelerator.wait_for_everyone()
+            if self.args.should_save:
+                self.save_model_files(staging)
+                self.state.save_to_json(str(staging / checkpoints.TRAINER_STATE))
+                runs.write_json(staging / checkpoints.PROGRESS, progress)
+                checkpoints.commit(staging, self.run_dir, step)
+        self.last_saved = final
+        if self.args.should_save:
+            self._tidy(final)
+        self.accelerator.wait_for_everyone()
+        self.watch.pause(time.monotonic() - began)
+
+    def _tidy(self, final: Path) -> None:
+        checkpoints.rotate(self.run_dir, self.save_total_limit, final, [self.best_saved] if self.best_saved else [])
+        if self.symlinks:
+            checkpoints.link(self.run_dir, "last", final)
+            if self.best_saved:
+                checkpoints.link(self.run_dir, "best", self.best_saved)
+
+    def _progress(self) -> dict[str, Any]:
+        """What transformers' state leaves out: the open logging window, time, tokens, patience."""
+        return {
+            "step": self.state.global_step,
+            "world_size": self.args.world_size,
+            "data": self.data_fingerprint,
+            "window": self._over_processes(self.tally.values()),
+            "tokens_seen": self.tokens_seen,
+            "elapsed_seconds": self.watch.elapsed(),
+            "evaluations_without_gain": self.schedule.evaluations_without_gain,
+            "best_checkpoint": self.best_saved.name if self.best_saved else None,
+        }
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
+        self.load_weights(Path(resume_from_checkpoint))
+
+    def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial):
+        found = super()._init_training_state(
+            max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+        )
+        if resume_from_checkpoint is not None:
+            self.args.eval_on_start = False
+            self._restore_progress(Path(resume_from_checkpoint))
+        self.watch = metrics.Stopwatch(self.watch.earlier)
+        return found
+
+    def _restore_progress(self, checkpoint: Path) -> None:
+        progress = json.loads((checkpoint / checkpoints.PROGRESS).read_text(encoding="utf-8"))
+        if progress["world_size"] != self.args.world_size:
+            raise CheckpointError(
+                f"was written by {progress['world_size']} process(es), this run has {self.args.world_size}",
+                where=str(checkpoint),
+                fix=f"set NPROC_PER_NODE/NNODES so that there are {progress['world_size']}",
+            )
+        if self.args.process_index == 0:
+            # The main process carries the sums of all of them on; what is a mean over processes is scaled back.
+            window = progress["window"]
+            self.tally.restore(window | {name: window[name] * self.args.world_size for name in MEANS})
+        self.tokens_seen = dict(progress["tokens_seen"])
+        self.watch = metrics.Stopwatch(progress["elapsed_seconds"])
+        self.schedule.evaluations_without_gain = progress["evaluations_without_gain"]
+        best = progress["best_checkpoint"]
+        self.best_saved = self.run_dir / best if best and (self.run_dir / best).is_dir() else None
+        self.state.best_model_checkpoint = str(self.best_saved) if self.best_saved else None
+        self.last_saved = checkpoint
+        if self.args.should_save and checkpoints.list_checkpoints(self.run_dir)[-1:] == [checkpoint]:
+            self._tidy(checkpoint)  # the kill may have come between the save and this
+
+    def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
+        if checkpoint is None or not self.resume_only_model:
+            super()._load_optimizer_and_scheduler(checkpoint)
+            return
+        for _ in range(self.state.global_step):
+            self.lr_scheduler.step()
+
+    def _load_rng_state(self, checkpoint: str | None) -> None:
+        if not self.resume_only_model:
+            super()._load_rng_state(checkpoint)
+
+
+def _takes_logits_to_keep(model: torch.nn.Module) -> bool:
+    """True when the model can compute the logits of chosen positions only."""
+    from peft import PeftModel
+
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    return "logits_to_keep" in inspect.signature(base.forward).parameters
+
+
+def _counted(labels: torch.Tensor) -> LossParts:
+    """Counts of a batch whose logits aren't there."""
+    kept = labels[:, 1:] != IGNORED
+    zero = torch.zeros((), dtype=torch.int64, device=labels.device)
+    return LossParts(zero, kept.sum(), zero, kept.any(dim=1).sum(), zero)
+
+
+@contextmanager
+def _random_state_untouched() -> Iterator[None]:
+    """Whatever runs inside, the random numbers that training draws afterwards are those it would have drawn before."""
+    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+    try:
+        yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)
+        torch.set_rng_state(cpu)
+        if cuda is not None:
+            torch.cuda.set_rng_state_all(cuda)
