@@ -14,7 +14,9 @@ from swift.advise.shape import NAMES
 OTHERS = (
     "tie_word_embeddings layer_types mlp_layer_types kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim "
     "attention_bias mlp_bias use_bias use_qkv_bias qkv_bias bias multi_query mlp_only_layers decoder_sparse_step moe_layer_freq "
-    "interleave_moe_layer_step moe_layers sliding_window_pattern use_sliding_window intermediate_size_mlp"
+    "interleave_moe_layer_step moe_layers sliding_window_pattern use_sliding_window intermediate_size_mlp "
+    "linear_num_key_heads linear_num_value_heads linear_key_head_dim linear_value_head_dim linear_conv_kernel_dim global_head_dim "
+    "num_global_key_value_heads hidden_size_per_layer_input vocab_size_per_layer_input attn_logit_softcapping"
 ).split()
 
 
@@ -43,7 +45,7 @@ def defaults() -> dict[str, dict]:
         except (KeyError, ValueError, StrictDataclassClassValidationError):
             continue  # not of this release, or several text models in one
         values = config.to_dict()
-        kept = {name: values[name] for name in names if isinstance(values.get(name), (bool, int, list))}
+        kept = {name: values[name] for name in names if isinstance(values.get(name), (bool, int, float, list))}
         # of a list by layer only its rhythm carries over to another number of layers
         found[config.model_type] = {k: v for k, v in kept.items() if not isinstance(v, list)}
         rhythm = period(values.get("layer_types") or [])

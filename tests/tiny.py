@@ -80,3 +80,58 @@ def checkpoint(path: Path, family: str = "llama", seed: int = 0, chat_template: 
     model(family, seed, **changes).save_pretrained(path)
     tokenizer(chat_template).save_pretrained(path)
     return path
+
+
+def quantize_blocks(weight, block: int = 128):
+    """(float8_e4m3fn weight, float32 scales [ceil(rows/block), ceil(cols/block)]): every block's largest value becomes 448."""
+    import torch
+
+    rows, columns = weight.shape
+    scales = torch.empty(-(-rows // block), -(-columns // block))
+    quantized = torch.empty(rows, columns, dtype=torch.float8_e4m3fn)
+    for i in range(scales.shape[0]):
+        for j in range(scales.shape[1]):
+            part = (slice(i * block, (i + 1) * block), slice(j * block, (j + 1) * block))
+            values = weight[part].float()
+            scales[i, j] = values.abs().max().clamp(min=1e-12) / 448
+            quantized[part] = (values / scales[i, j]).to(torch.float8_e4m3fn)
+    return quantized, scales
+
+
+def dequantize_blocks(quantized, scales, block: int = 128):
+    """The float32 weight that a block-FP8 tensor stands for."""
+    rows, columns = quantized.shape
+    spread = scales.repeat_interleave(block, 0)[:rows].repeat_interleave(block, 1)[:, :columns]
+    return quantized.float() * spread
+
+
+def fp8_checkpoint(path: Path, family: str = "qwen3", seed: int = 0, block: int = 128, **changes) -> Path:
+    """A tiny checkpoint in the layout of the block-FP8 releases: F8_E4M3 linear weights with `weight_scale_inv` beside them,
+    embeddings, norms, routers and head in bfloat16, `quantization_config` in config.json. Experts have tensors of their own."""
+    import json
+
+    from safetensors.torch import load_file, save_file
+
+    sizes = dict(hidden_size=256, intermediate_size=384, head_dim=32)
+    if family.endswith("_moe"):
+        sizes |= dict(moe_intermediate_size=128)
+    checkpoint(path, family, seed, **(sizes | changes))
+    tensors = {}
+    skipped = ("embed_tokens", "lm_head", "norm", "mlp.gate.")
+    for name, tensor in load_file(path / "model.safetensors").items():
+        if tensor.ndim != 2 or any(part in name for part in skipped):
+            tensors[name] = tensor.bfloat16()
+        else:
+            tensors[name], tensors[f"{name}_scale_inv"] = quantize_blocks(tensor, block)
+    save_file(tensors, path / "model.safetensors", metadata={"format": "pt"})
+    values = json.loads((path / "config.json").read_text())
+    values["dtype"] = "bfloat16"
+    values["quantization_config"] = {
+        "quant_method": "fp8",
+        "fmt": "e4m3",
+        "activation_scheme": "dynamic",
+        "weight_block_size": [block, block],
+        "modules_to_not_convert": ["lm_head"],
+    }
+    (path / "config.json").write_text(json.dumps(values, indent=2))
+    return path

@@ -83,6 +83,10 @@ class Layer:
     extras: int = 0
     gated: bool = True
     qk_norm: bool = False
+    norms: int = 2
+    layer_norm: bool = False  # torch's LayerNorm, which keeps no float32 copies
+    wide_norm: bool = False  # the norm's weight is applied in float32 (Gemma)
+    softcap: bool = False  # attention scores pass through a tanh
 
     @property
     def parameters(self) -> int:
@@ -212,6 +216,10 @@ def shape_of(config: Mapping[str, Any], stored: int | None = None) -> Shape:
     extras = hidden * (rules["final_norms"] + rules["final_norms"] * rules["norm_bias"])
     if rules["positions"]:
         extras += (fields.number("context") + rules["position_offset"]) * hidden
+    per_layer = fields.values.get("hidden_size_per_layer_input") or 0
+    if per_layer:  # Gemma 4: a second embedding that feeds every layer
+        rows = fields.values.get("vocab_size_per_layer_input") or fields.number("vocab")
+        extras += per_layer * (count * (rows + hidden) + 1) + count * (2 * hidden * per_layer + hidden)
     known = fields.model_type in _architectures() or fields.model_type in ("", "llama")
     shape = Shape(
         model_type=fields.model_type,
@@ -261,6 +269,10 @@ def _layer(fields: Fields, hidden: int, index: int) -> Layer:
         experts=mlp.experts,
         top_k=mlp.top_k,
         gated=mlp.gated,
+        norms=rules["norms"],
+        layer_norm=rules["norm_bias"],
+        wide_norm=rules["wide_norm"],
+        softcap=bool(fields.values.get("attn_logit_softcapping")),
         extras=attention.extras + mlp.extras + norms,
     )
 
@@ -293,8 +305,9 @@ def _attention(fields: Fields, hidden: int, index: int) -> Layer:
     heads = fields.per_layer("heads", index, 1)
     if values.get("kv_lora_rank"):
         return _latent_attention(fields, hidden, heads)
-    head_dim = fields.number("head_dim", 0) or hidden // heads
-    kv_heads = fields.per_layer("kv_heads", index, 1 if values.get("multi_query") else heads)
+    if rules["linear_attention"] and _kind(fields, index) == "linear_attention":
+        return _linear_attention(fields, hidden)
+    head_dim, kv_heads = _heads(fields, hidden, heads, index)
     query, key = heads * head_dim, kv_heads * head_dim
     bias = rules["attention_bias"]
     if bias == "config":
@@ -307,6 +320,8 @@ def _attention(fields: Fields, hidden: int, index: int) -> Layer:
     else:
         parts = zip(("q_proj", "k_proj", "v_proj"), (query, key, key), strict=True)
         inputs = [Linear(name, hidden, width, qkv_bias) for name, width in parts]
+        if rules["query_gate"]:
+            inputs[0] = replace(inputs[0], outputs=2 * query)
     linears = [*inputs, Linear(rules["out_name"], query, hidden, out_bias)]
     norm = {"head": 2 * head_dim, "full": query + key, "none": 0}[rules["qk_norm"]]
     return Layer(
@@ -322,6 +337,41 @@ def _attention(fields: Fields, hidden: int, index: int) -> Layer:
         window=_window(fields, index),
         extras=norm + heads * rules["sinks"],
         qk_norm=bool(norm),
+    )
+
+
+def _heads(fields: Fields, hidden: int, heads: int, index: int) -> tuple[int, int]:
+    """(width of a head, number of key/value heads) of layer `index`; Gemma 4's full layers have their own."""
+    values = fields.values
+    head_dim = fields.number("head_dim", 0) or hidden // heads
+    kv_heads = fields.per_layer("kv_heads", index, heads)
+    if values.get("multi_query") and not values.get("new_decoder_architecture"):
+        kv_heads = 1
+    if _kind(fields, index) == "full_attention":
+        head_dim = values.get("global_head_dim") or head_dim
+        kv_heads = values.get("num_global_key_value_heads") or kv_heads
+    return head_dim, kv_heads
+
+
+def _linear_attention(fields: Fields, hidden: int) -> Layer:
+    """Gated DeltaNet (Qwen3-Next, Qwen3.5): a state of fixed size instead of a cache that grows."""
+    v = {n: fields.values[f"linear_{n}"] for n in ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim")}
+    key, value, heads = v["num_key_heads"] * v["key_head_dim"], v["num_value_heads"] * v["value_head_dim"], v["num_value_heads"]
+    kernel = fields.values.get("linear_conv_kernel_dim", 4)
+    names = fields.rules["linear_attention"]
+    widths = [2 * key + 2 * value, 2 * heads] if len(names) == 2 else [2 * key + value, value, heads, heads]
+    linears = [Linear(name, hidden, width) for name, width in zip(names, widths, strict=True)]
+    return Layer(
+        linears=(*linears, Linear("out_proj", value, hidden)),
+        heads=heads,
+        query=key + value,
+        key=key,
+        value=value,
+        attended=value,
+        cached=0,
+        latent=0,
+        inner=0,
+        extras=2 * heads + (2 * key + value) * kernel + v["value_head_dim"],
     )
 
 

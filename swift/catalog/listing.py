@@ -221,7 +221,8 @@ def list_models(config: Any) -> int:
     """The main of `swift list-models`; `config.listing` has query, family, modality, json."""
     listing = config.listing
     width = None if listing.json else _terminal_width()
-    print(models_table(listing.query, listing.family, listing.modality, as_json=listing.json, width=width), end="")
+    query = " ".join(listing.query) or None
+    print(models_table(query, listing.family, listing.modality, listing.size, as_json=listing.json, width=width), end="")
     return 0
 
 
@@ -229,5 +230,6 @@ def list_datasets(config: Any) -> int:
     """The main of `swift list-datasets`; `config.listing` has query, json."""
     listing = config.listing
     width = None if listing.json else _terminal_width()
-    print(datasets_table(listing.query, as_json=listing.json, width=width), end="")
+    query = " ".join(listing.query) or None
+    print(datasets_table(query, listing.tag, as_json=listing.json, width=width), end="")
     return 0

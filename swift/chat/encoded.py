@@ -47,7 +47,7 @@ class Encoded:
 
 
 class RowDropped(DataError):
-    """A row that isn't used, on purpose. reason: "too_long" or "nothing_left" (no learned token is left after the cut)."""
+    """A row that isn't used, on purpose. reason: "too_long", "nothing_left" (the cut left no learned token)."""
 
     def __init__(self, reason: str, length: int, max_length: int):
         fix = "raise --max_length, or choose another --truncation_strategy"

@@ -18,11 +18,12 @@ from dataclasses import replace
 from typing import Any
 
 from swift.chat.encoded import Encoded, RowDropped
-from swift.chat.facts import Facts, learn
+from swift.chat.facts import TOOL, USER, Facts, learn
 from swift.chat.label import Planned, label, pieces
-from swift.chat.render import ChatTemplate, Refusal, compiled, normalised
+from swift.chat.render import ChatTemplate, Refusal, Rendered, compiled, normalised
+from swift.chat.replies import ReplyFormat, learn_replies
 from swift.chat.tokens import Tokenized, Tokens
-from swift.chat.turns import Conversation, Turn, composed, contents, find_turn, with_json_arguments
+from swift.chat.turns import Conversation, Turn, common_prefix, composed, contents, find_turn, with_json_arguments
 from swift.errors import DataError, TemplateError, UsageError
 
 SCHEMES = ("default", "last_round", "all")
@@ -34,9 +35,11 @@ class ChatEncoder:
 
     template: Jinja text; None takes the tokenizer's own. system: added to rows that have no system message.
     enable_thinking: passed to the template when not None. template_kwargs: further variables of the template.
-    loss_scale: "default" learns every assistant turn, "last_round" those after the last user message, "all" every token.
+    loss_scale: "default" learns every assistant turn, "last_round" those after the last user message, "all" all tokens.
+    response_prefix: begins every reply; given in prompts, present but not learned in training.
     close_last_turn: adds eos after a last turn that the template leaves open; the ids are then one longer than
-    `apply_chat_template`'s. stop_token_ids: generation_config's eos ids, which may end a turn besides those found in the template.
+    `apply_chat_template`'s.
+    stop_token_ids: generation_config's eos ids, which may end a turn besides those found in the template.
     """
 
     def __init__(
@@ -68,6 +71,7 @@ class ChatEncoder:
         self._tokens = Tokens(tokenizer)
         self._extra_stops = tuple(stop_token_ids)
         self._facts: dict[str, Facts] = {}
+        self._replies: dict[str, ReplyFormat] = {}
 
     # --- training ------------------------------------------------------------------------------------------------
 
@@ -137,6 +141,38 @@ class ChatEncoder:
             found += [self._tokens.token_id(text) for text in self._template(None)[1].stops]
         return [token for token in dict.fromkeys(found) if token is not None]
 
+    def parse(self, text: str, tools: Any = None) -> dict[str, Any]:
+        """A reply's text -> assistant message: content, and reasoning_content and tool_calls where it has them.
+
+        tools: the request's tools; their schemas tell numbers from texts in formats that don't."""
+        if self._source(None) is None:
+            return {"role": "assistant", "content": text}
+        source = self._source([TOOL])
+        if source not in self._replies:
+            self._replies[source] = self._learn_replies()
+        return self._replies[source].parse(text, _tools(tools))
+
+    def _learn_replies(self) -> ReplyFormat:
+        template, facts = self._template([TOOL])
+        asked = {"role": "user", "content": USER}
+        prompt = self._shown(template, self._chat([asked], facts), True)
+
+        def reply(message: Mapping[str, Any]) -> tuple[str, str] | None:
+            shown = self._shown(template, self._chat([asked, {"role": "assistant", **message}], facts), False)
+            if shown is None or prompt is None:
+                return None
+            size = common_prefix(shown.text, prompt.text)
+            return shown.text[:size], shown.text[size:]
+
+        stops = [*facts.stops, *self._closers(facts)]
+        return learn_replies(reply, prompt.text if prompt else None, tuple(dict.fromkeys(stops)))
+
+    def _shown(self, template: ChatTemplate, chat: list[dict[str, Any]], prompt: bool) -> Rendered | None:
+        try:
+            return template.render(chat, [TOOL], add_generation_prompt=prompt, variables=self.variables)
+        except Refusal:
+            return None
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids, special tokens kept and spaces left alone."""
         return self.tokenizer.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
@@ -153,7 +189,7 @@ class ChatEncoder:
         for turn in turns:
             if turn.problem:
                 raise self._error(turn, talk, facts)
-        return self._planned(talk, facts, turns, weights)
+        return self._planned(talk, talk.text, facts, turns, weights)
 
     def _plan_parts(self, row: Mapping[str, Any]) -> list[Planned]:
         if "messages" not in row or self.loss_scale == "all":
@@ -165,7 +201,7 @@ class ChatEncoder:
             exact = [turn for turn in turns if not turn.problem]
             failed = [turn for turn in turns if turn.problem]
             if exact or not turns:
-                plans.append(self._planned(talk, facts, exact, left))
+                plans.append(self._planned(talk, talk.text, facts, exact, left))
             if failed and failed[-1].index == len(talk.chat) - 1:
                 plans.append(self._composed(talk, facts, failed.pop(), left))
             if not failed:
@@ -182,8 +218,8 @@ class ChatEncoder:
         checked = found and self._checked(found[1], talk, found[0])
         if not checked or checked.problem:
             raise self._error(turn, talk, facts)
-        plan = self._planned(talk, facts, [checked], weights)
-        return replace(plan, text=found[0], notes=(*plan.notes, "composed"))
+        plan = self._planned(talk, found[0], facts, [checked], weights)
+        return replace(plan, notes=(*plan.notes, "composed"))
 
     def _plan_text(self, row: Mapping[str, Any]) -> Planned:
         text = row.get("text")
@@ -241,9 +277,11 @@ class ChatEncoder:
     def _checked(self, turn: Turn, talk: Conversation, text: str) -> Turn:
         """Refuse a turn whose tool calls the template doesn't show; move the start behind the response prefix."""
         here = "".join(text[a:b] for a, b in turn.spans)
-        calls = contents(talk.chat[turn.index]).get("tool calls", [])
-        if any(name not in here for name in calls):
-            return Turn(turn.index, problem="the template leaves out its tool calls")
+        held = contents(talk.chat[turn.index])
+        if "tool calls" in held:
+            for name in ("tool calls", "content"):
+                if any(piece not in here for piece in held.get(name, ())):
+                    return Turn(turn.index, problem=f"the template leaves out its {name}")
         if self.response_prefix:
             if not here.startswith(self.response_prefix):
                 return Turn(turn.index, problem=f"it doesn't begin with --response_prefix {self.response_prefix!r}")
@@ -252,7 +290,7 @@ class ChatEncoder:
         return turn
 
     def _planned(
-        self, talk: Conversation, facts: Facts, turns: Sequence[Turn], weights: Mapping[int, float]
+        self, talk: Conversation, text: str, facts: Facts, turns: Sequence[Turn], weights: Mapping[int, float]
     ) -> Planned:
         spans = tuple((span, weights[turn.index]) for turn in turns for span in turn.spans)
         notes = []
@@ -262,10 +300,10 @@ class ChatEncoder:
             notes.append("no_end")
         if talk.tools and not facts.tools:
             notes.append("tools_left_out")
-        if not facts.reasoning and any("reasoning" in contents(talk.chat[turn.index]) for turn in turns):
+        if any(_reasoning_left_out(talk.chat[turn.index], text, turn) for turn in turns):
             notes.append("reasoning_left_out")
-        open_end = bool(turns) and not turns[-1].closed and turns[-1].spans[-1][1] == len(talk.text)
-        return Planned(talk.text, spans, tuple(notes), add_end=self.close_last_turn and open_end)
+        open_end = bool(turns) and not turns[-1].closed and turns[-1].spans[-1][1] == len(text)
+        return Planned(text, spans, tuple(notes), add_end=self.close_last_turn and open_end)
 
     def _error(self, turn: Turn, talk: Conversation, facts: Facts) -> TemplateError:
         number = sum(m.get("role") == "assistant" for m in talk.chat[: turn.index + 1])
@@ -274,10 +312,13 @@ class ChatEncoder:
             fixes.append("learn only the last round (--loss_scale last_round) or give one row per assistant turn")
         for name, values in (("enable_thinking", (False, True)), ("preserve_thinking", (True,))):
             if name in talk.template.variables and name not in talk.variables:
-                fixes += [f"{name}={json.dumps(v)} suits it" for v in values if self._suits(talk, facts, turn, {name: v})]
+                suiting = [value for value in values if self._suits(talk, facts, turn, {name: value})]
+                fixes += [f"{name}={json.dumps(value)} suits it" for value in suiting]
         fixes.append("pass a template made for training (--template FILE)")
         return TemplateError(
-            f"assistant turn {number} can't be learned exactly: {turn.problem}", where="chat template", fix="; or ".join(fixes)
+            f"assistant turn {number} can't be learned exactly: {turn.problem}",
+            where="chat template",
+            fix="; or ".join(fixes),
         )
 
     def _suits(self, talk: Conversation, facts: Facts, turn: Turn, change: dict[str, Any]) -> bool:
@@ -334,6 +375,11 @@ class ChatEncoder:
         if isinstance(content, str) and not content.startswith(self.response_prefix):
             return {**message, "content": self.response_prefix + content}
         return message
+
+
+def _reasoning_left_out(message: Mapping[str, Any], text: str, turn: Turn) -> bool:
+    here = "".join(text[a:b] for a, b in turn.spans)
+    return any(piece not in here for piece in contents(message).get("reasoning", ()))
 
 
 def _with_content(message: dict[str, Any], facts: Facts, index: int) -> dict[str, Any]:

@@ -32,7 +32,7 @@ class Facts:
     header: what it writes between a user's message and the reply, as in the generation prompt (None: refused).
     closers: texts that end an assistant turn anywhere in a conversation; stops: those at the end of a reply as
     generated. text_arguments, object_arguments: tool-call arguments are taken as JSON text, as objects.
-    tools, tool_calls, reasoning: the template shows them at all.
+    tools: the template shows the tools' declarations.
     """
 
     text_content: bool
@@ -43,8 +43,6 @@ class Facts:
     text_arguments: bool
     object_arguments: bool
     tools: bool
-    tool_calls: bool
-    reasoning: bool
 
 
 def learn(template: ChatTemplate, variables: Mapping[str, Any], added_tokens: Sequence[str]) -> Facts:
@@ -63,9 +61,10 @@ def learn(template: ChatTemplate, variables: Mapping[str, Any], added_tokens: Se
     if talk is not None:
         closers += _after(talk, REPLY, 1, added_tokens)
         stops += _after(talk, LAST, 3, added_tokens)
-    for calls in (calls_object or calls_text,):
-        if calls is not None:
-            stops += _tail(calls, 1, added_tokens)
+    calls = calls_object or calls_text
+    if calls is not None and stops:
+        # where plain replies have no end of their own, the last token of a call belongs to the call
+        stops += _tail(calls, probe.two_calls(wrap), added_tokens)
     closers += stops
     return Facts(
         text_content=as_text or not as_blocks,
@@ -76,8 +75,6 @@ def learn(template: ChatTemplate, variables: Mapping[str, Any], added_tokens: Se
         text_arguments=calls_text is not None and '\\"zqkey' not in calls_text.text,
         object_arguments=calls_object is not None,
         tools=probe.shows_tools(wrap),
-        tool_calls=(calls_object or calls_text) is not None,
-        reasoning=probe.shows_reasoning(wrap),
     )
 
 
@@ -101,12 +98,15 @@ class _Probe:
     def chat(self, words: Sequence[str], blocks: bool) -> Rendered | None:
         return self.render([_message(i, word, blocks) for i, word in enumerate(words)])
 
-    def calls(self, form: str, blocks: bool) -> Rendered | None:
-        """A conversation that ends with a tool call, if the template shows the call's name and argument."""
+    def two_calls(self, blocks: bool) -> Rendered | None:
+        return self.calls("object", blocks, 2) or self.calls("text", blocks, 2)
+
+    def calls(self, form: str, blocks: bool, count: int = 1) -> Rendered | None:
+        """A conversation that ends with tool calls, if the template shows the call's name and argument."""
         arguments = {"zqkey": "zqvalue"} if form == "object" else '{"zqkey": "zqvalue"}'
         call = {"id": "call00001", "type": "function", "function": {"name": "zq_tool", "arguments": arguments}}
         for extra in ({"content": _content("", blocks)}, {}):
-            messages = [_message(0, USER, blocks), {"role": "assistant", "tool_calls": [call], **extra}]
+            messages = [_message(0, USER, blocks), {"role": "assistant", "tool_calls": [call] * count, **extra}]
             shown = self.render(messages, [TOOL])
             if shown is not None and shown.text.count("zq_tool") > 1 and "zqvalue" in shown.text:
                 return shown
@@ -122,11 +122,6 @@ class _Probe:
     def shows_tools(self, blocks: bool) -> bool:
         shown = self.render([_message(0, USER, blocks)], [TOOL], prompt=True)
         return shown is not None and "zq_tool" in shown.text
-
-    def shows_reasoning(self, blocks: bool) -> bool:
-        reply = {**_message(1, REPLY, blocks), "reasoning_content": "zqThought"}
-        shown = self.render([_message(0, USER, blocks), reply])
-        return shown is not None and "zqThought" in shown.text
 
 
 def _message(i: int, word: str, blocks: bool) -> dict[str, Any]:
@@ -147,11 +142,16 @@ def _after(talk: Rendered, word: str, index: int, added_tokens: Sequence[str]) -
     return _marker(talk.text[at + len(word) : end], added_tokens)
 
 
-def _tail(talk: Rendered, index: int, added_tokens: Sequence[str]) -> list[str]:
-    own = talk.segments.get(index)
-    end = own[-1][1] if own else len(talk.text)
-    body = talk.text[:end].rstrip()
-    return [token for token in [_added_at_end(body, added_tokens)] if token]
+def _tail(calls: Rendered, two: Rendered | None, added_tokens: Sequence[str]) -> list[str]:
+    """The token that ends a reply of tool calls, if it stands there once whatever the number of calls."""
+    token = _added_at_end(_own(calls).rstrip(), added_tokens)
+    if token is None or (two is not None and _own(two).count(token) != 1):
+        return []
+    return [token]
+
+
+def _own(talk: Rendered) -> str:
+    return "".join(talk.text[a:b] for a, b in talk.segments[1]) if 1 in talk.segments else talk.text
 
 
 def _marker(literal: str, added_tokens: Sequence[str]) -> list[str]:

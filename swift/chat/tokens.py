@@ -1,8 +1,8 @@
 """Text -> token ids as transformers gives them, and character spans -> token positions.
 
 A whole text is tokenized once (`add_special_tokens=False`, as `apply_chat_template` does), never in pieces, so the ids
-are the ones that the model is served. A token belongs to a span when it holds a character of the span; where a token
-also holds characters from outside (a leading newline glued to the header's newline), the span is *straddled* and says so.
+are the ones that the model is served. A token belongs to a span when it holds a character of the span; where the first
+one also holds characters from before (a newline glued to the header's), the span is *straddled* and says so.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ class Tokens:
         return [Tokenized(*row) for row in zip(texts, out["input_ids"], offsets, strict=True)]
 
     def ids(self, text: str) -> list[int]:
-        return list(self.tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)["input_ids"])
+        out = self.tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
+        return list(out["input_ids"])
 
     def token_id(self, text: str) -> int | None:
         """The id of a text that is a single token, else None."""

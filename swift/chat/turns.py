@@ -1,9 +1,10 @@
 """Find what an assistant says in a rendered conversation: the exact characters of each assistant turn.
 
 A turn begins where the generation prompt ends: the rendering of the messages before it, with
-`add_generation_prompt=True`, must be a prefix of the whole text. It ends after its end-of-turn token, which some templates
-write in the message's own block, some after the loop, some at the start of the next message's block. Where the template
-carries `{% generation %}` blocks, its author has already said what is learned and those ranges are taken as they are.
+`add_generation_prompt=True`, must be a prefix of the whole text. It ends after its end-of-turn token, which some
+templates write in the message's own block, some after the loop, some at the start of the next message's block. Where
+the template carries `{% generation %}` blocks, its author has already said what is learned: those ranges are taken as
+they are.
 
 A turn that can't be found exactly gets a `problem` and no spans; nothing here guesses. It doesn't know tokens' ids.
 """
@@ -48,17 +49,17 @@ class Conversation:
         self.template, self.chat, self.tools, self.variables = template, list(chat), tools, variables
         self.now = datetime.now()
         self.full: Rendered = self._render(len(self.chat), False)
-        self._prompts: dict[int, Rendered | None] = {}
+        self._prompts: dict[int, str | None] = {}
 
     @property
     def text(self) -> str:
         return self.full.text
 
-    def prompt(self, index: int) -> Rendered | None:
+    def prompt(self, index: int) -> str | None:
         """What a model is given to write message `index`; None where the template refuses that prompt."""
         if index not in self._prompts:
             try:
-                self._prompts[index] = self._render(index, True)
+                self._prompts[index] = self._render(index, True, marks=False).text
             except Refusal:
                 self._prompts[index] = None
         return self._prompts[index]
@@ -68,13 +69,22 @@ class Conversation:
         if index == len(self.chat) - 1:
             return self.text
         try:
-            return self._render(index + 1, False).text
+            return self._render(index + 1, False, marks=False).text
         except Refusal:
             return None
 
-    def _render(self, count: int, prompt: bool) -> Rendered:
+    def marked_prompt(self, index: int) -> Rendered | None:
+        """`prompt` with its segments."""
+        return None if self.prompt(index) is None else self._render(index, True)
+
+    def _render(self, count: int, prompt: bool, marks: bool = True) -> Rendered:
         return self.template.render(
-            self.chat[:count], self.tools, add_generation_prompt=prompt, variables=self.variables, now=self.now
+            self.chat[:count],
+            self.tools,
+            add_generation_prompt=prompt,
+            variables=self.variables,
+            now=self.now,
+            marks=marks,
         )
 
 
@@ -87,8 +97,8 @@ def find_turn(talk: Conversation, index: int, closers: Sequence[str], header: st
     text = talk.text
     own = talk.full.segments.get(index)
     prompt = talk.prompt(index)
-    if prompt is not None and not text.startswith(prompt.text):
-        return Turn(index, problem=_prompt_problem(text, prompt.text, own))
+    if prompt is not None and not text.startswith(prompt):
+        return Turn(index, problem=_prompt_problem(text, prompt, own))
     alone = talk.until(index)
     prefix_kept = alone is not None and text.startswith(alone)
     spans: list[Span] = _generation_spans(talk.full, own)
@@ -97,7 +107,7 @@ def find_turn(talk: Conversation, index: int, closers: Sequence[str], header: st
         closed = any(text[: spans[-1][1]].rstrip().endswith(closer) for closer in closers)
     else:
         if prompt is not None:
-            start = len(prompt.text)
+            start = len(prompt)
         elif own is not None and header is not None and text[own[0][0] :].startswith(header):
             start = own[0][0] + len(header)
         else:
@@ -122,7 +132,7 @@ def composed(talk: Conversation, closers: Sequence[str]) -> tuple[str, Turn] | N
     in one piece what the model reads and what it then writes. The two pieces are both the template's.
     """
     index = len(talk.chat) - 1
-    prompt, own = talk.prompt(index), talk.full.segments.get(index)
+    prompt, own = talk.marked_prompt(index), talk.full.segments.get(index)
     if prompt is None or own is None or not prompt.segments:
         return None
     header = prompt.text[max(b for spans in prompt.segments.values() for _, b in spans) :]
@@ -141,9 +151,7 @@ def _generation_spans(full: Rendered, own: Sequence[Span] | None) -> list[Span]:
         return []
     stop = max(b for spans in full.segments.values() for _, b in spans)
     last = own[-1][1] == stop
-    return [
-        span for span in full.generations if any(a <= span[0] < b for a, b in own) or (last and span[0] >= stop)
-    ]
+    return [span for span in full.generations if any(a <= span[0] < b for a, b in own) or (last and span[0] >= stop)]
 
 
 def _prompt_problem(text: str, prompt: str, own: Sequence[Span] | None) -> str:

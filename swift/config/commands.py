@@ -120,14 +120,28 @@ class ExportConfig(Config):
 
 
 @dataclass(frozen=True)
-class ListOptions:
-    query: str | None = option()
+class ListModelsOptions:
+    query: tuple[str, ...] = option(())
     family: str | None = option()
     modality: str | None = option(choices=("text", "image", "video", "audio"))
+    size: str | None = option()
     json: bool = option(False)
 
 
 @dataclass(frozen=True)
-class ListConfig(Config):
-    listing: ListOptions = ListOptions()
+class ListDatasetsOptions:
+    query: tuple[str, ...] = option(())
+    tag: str | None = option()
+    json: bool = option(False)
+
+
+@dataclass(frozen=True)
+class ListModelsConfig(Config):
+    listing: ListModelsOptions = ListModelsOptions()
+    common: CommonOptions = CommonOptions()
+
+
+@dataclass(frozen=True)
+class ListDatasetsConfig(Config):
+    listing: ListDatasetsOptions = ListDatasetsOptions()
     common: CommonOptions = CommonOptions()

@@ -34,6 +34,7 @@ def decide_sft(config: SftConfig, model_name: str, context: int | None, world_si
         lambda c: _accumulation(c, world_size),
         _warmup,
         lambda c: _max_length(c, context),
+        _plain_text,
         _evaluation,
         _saving,
     )
@@ -98,6 +99,22 @@ def _max_length(config: SftConfig, context: int | None) -> SftConfig:
         return config.decide("the model's context", max_length=limit)
     why = f"memory grows with it; the model's context is {limit or 'unknown'}"
     return config.decide(why, max_length=DEFAULT_MAX_LENGTH)
+
+
+def _plain_text(config: SftConfig) -> SftConfig:
+    """Without a chat template there are no turns: everything is learned, and a long text is cut in pieces."""
+    if config.chat.use_chat_template:
+        return config
+    for name in ("template", "enable_thinking", "response_prefix"):
+        if config.given(name):
+            raise UsageError(f"--{name} has no meaning without a chat template", fix=f"leave out --{name}")
+    if config.chat.loss_scale != "all":
+        if config.given("loss_scale"):
+            raise UsageError("without a chat template every token is learned", where="--loss_scale", fix="--loss_scale all")
+        config = config.decide("without a chat template there are no turns", loss_scale="all")
+    if "truncation_strategy" not in config.origins:
+        config = config.decide("a long text becomes several rows", truncation_strategy="split")
+    return config
 
 
 def has_validation(config: SftConfig) -> bool:

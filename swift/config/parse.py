@@ -35,14 +35,15 @@ class Parsed:
 
 
 def parse(config_class: type[C], argv: list[str], positional: str | None = None) -> Parsed:
-    """Parse `argv` (without the command's name). `positional` names the option that a lone first word is for."""
+    """Parse `argv` (without the command's name). `positional` names the option that words before the first option are for."""
     words, options = _split(argv)
     file_values: dict[str, Any] = {}
     env: dict[str, str] = {}
     if words and words[0].endswith(CONFIG_SUFFIXES) and positional is None:
         options.insert(0, ("config", [words.pop(0)]))
     if words and positional is not None:
-        options.insert(0, (positional, [words.pop(0)]))
+        options.insert(0, (positional, words))
+        words = []
     if words:
         raise UsageError(f"unexpected argument {words[0]!r}", fix="options are written --name value; see --help")
     typed = [(name, values) for name, values in options if name != "config"]

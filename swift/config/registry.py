@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Command:
-    """`config` and `main` are "module:name". `positional` names the option that a lone first word is for.
+    """`config` and `main` are "module:name". `positional` names the option that words before the first option are for.
 
     `forced` are values that make one command a variant of another, and `launch` says that it starts through torchrun
     when NPROC_PER_NODE or NNODES ask for it. A command without `main` is known but not built.
@@ -23,9 +23,9 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {
-    "list-models": Command("swift.config.commands:ListConfig", "swift.catalog.listing:list_models", positional="query"),
+    "list-models": Command("swift.config.commands:ListModelsConfig", "swift.catalog.listing:list_models", positional="query"),
     "list-datasets": Command(
-        "swift.config.commands:ListConfig", "swift.catalog.listing:list_datasets", positional="query"
+        "swift.config.commands:ListDatasetsConfig", "swift.catalog.listing:list_datasets", positional="query"
     ),
     "sft": Command("swift.config.commands:SftConfig", "swift.train.sft:main", launch=True),
     "pt": Command(

@@ -15,6 +15,7 @@ import gzip
 import io
 import json
 import lzma
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ from swift.errors import DataError, ResourceError
 
 COMPRESSION: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
 WRAPPER_KEYS = ("data", "rows", "train", "examples", "instances", "records")
+ROW_KEYS = {"chosen", "rejected"}  # columns of a single row that may all be objects
 _FIELD_LIMIT = 2**31 - 1  # characters in one csv field; the csv module's own limit of 131072 would break long answers
 
 
@@ -65,11 +67,12 @@ def read_file(path: Path, name: str | None = None) -> Iterator[Item]:
     try:
         for value, line in READERS[kind](path):
             yield value, Source(place, line)
-    except (EOFError, gzip.BadGzipFile, lzma.LZMAError) as error:
-        what = f"the compressed file is damaged: {error}"
-        raise DataError(what, where=place, fix="copy or download it again") from error
+    except (EOFError, lzma.LZMAError, zlib.error) as error:
+        raise _damaged(path, "compressed", error) from error
     except OSError as error:
-        what = f"can't read: {error.strerror or error}"
+        if error.errno is None:  # raised by a decoder, not by the system
+            raise _damaged(path, kind, error) from error
+        what = f"can't read: {error.strerror}"
         raise ResourceError(what, where=place, fix="check its permissions") from error
 
 
@@ -117,8 +120,8 @@ def _parse(raw: bytes) -> Any:
 
 def read_jsonl(path: Path) -> Iterator[tuple[Any, int]]:
     """One JSON value a line; blank lines are no rows. A JSON array or spread-out object under this name is read too."""
-    first, is_lines = _looks_like_lines(path)
-    if first in b"[{" and not is_lines:
+    first, is_lines, alone = _looks_like_lines(path)
+    if (first == b"[" or (first == b"{" and not alone)) and not is_lines:
         text = _whole_text(path)
         try:
             items = list(_document_items(text, path))
@@ -132,7 +135,7 @@ def read_jsonl(path: Path) -> Iterator[tuple[Any, int]]:
 
 def read_json(path: Path) -> Iterator[tuple[Any, int]]:
     """A JSON array of rows, an object that wraps one ({"data": [...]}), a map of names to rows, or JSON lines."""
-    first, is_lines = _looks_like_lines(path)
+    first, is_lines, _ = _looks_like_lines(path)
     if is_lines:
         yield from _line_values(path)
     elif first:
@@ -145,8 +148,8 @@ def _line_values(path: Path) -> Iterator[tuple[Any, int]]:
             yield _parse(raw), number
 
 
-def _looks_like_lines(path: Path) -> tuple[bytes, bool]:
-    """The first character, and whether this is JSON lines: several lines, an object alone on one of the first 20."""
+def _looks_like_lines(path: Path) -> tuple[bytes, bool, bool]:
+    """The first character; is this JSON lines (several lines, an object alone on one of the first 20); is it one line."""
     filled, objects, first = 0, 0, b""
     for raw, _ in _lines(path):
         if raw.strip():
@@ -154,10 +157,10 @@ def _looks_like_lines(path: Path) -> tuple[bytes, bool]:
             first = first or raw.lstrip()[:1]
             objects += isinstance(_parse(raw), dict)
             if filled > 1 and objects:
-                return first, first != b"["
+                return first, first != b"[", False
             if filled == 20:
                 break
-    return first, False
+    return first, False, filled == 1
 
 
 def _whole_text(path: Path) -> str:
@@ -271,7 +274,7 @@ def _object_rows(document: _Document) -> Iterator[tuple[Any, int]]:
     wrapped = [key for key in WRAPPER_KEYS if isinstance(members.get(key), list)]
     if wrapped:
         yield from members[wrapped[0]]
-    elif members and all(isinstance(value, dict) for value in members.values()):
+    elif members and not ROW_KEYS & members.keys() and all(isinstance(value, dict) for value in members.values()):
         yield from zip(members.values(), lines, strict=True)
     else:
         yield members, start_line

@@ -1,8 +1,8 @@
 """`swift infer` over rows: one JSON line per row, in the rows' order, written as soon as it is known.
 
-Promises: a killed run leaves whole lines and goes on where it stopped when started again with the same rows, settings and
---result_path; other rows or settings are an error, never a mixture. A row that can't be answered gets a line with its error.
-Knows rows as plain dicts and the engine protocol.
+Promises: a killed run leaves whole lines and goes on where it stopped when started again with the same rows, settings
+and --result_path; other rows or settings are an error, never a mixture. A row that can't be answered gets a line with
+its error. Knows rows as plain dicts and the engine protocol.
 """
 
 from __future__ import annotations
@@ -18,10 +18,9 @@ from pathlib import Path
 from typing import Any
 
 from swift.engines.protocol import Engine, GenerationRequest, Result, Sampling, Usage, generate_all
+from swift.engines.replies import Replies
 from swift.errors import DataError
 from swift.runs import disk_error, ensure_writable_dir
-
-Parse = Callable[[str], dict[str, Any]]
 
 
 @dataclass(frozen=True)
@@ -36,16 +35,22 @@ class Question:
 
     @classmethod
     def of(cls, row: Mapping[str, Any], source: str, settings: Mapping[str, Any]) -> Question:
-        """The assistant messages at the row's end are the reference, the rest is the prompt; DataError if that is empty."""
+        """The assistant messages at the row's end are the reference, the rest is the prompt; DataError if that is
+        empty.
+        """
         messages = [dict(message) for message in row["messages"]]
         reference: list[dict[str, Any]] = []
         while messages and messages[-1]["role"] == "assistant":
             reference.insert(0, messages.pop())
         if not messages:
             raise DataError("nothing to answer: the row has only assistant messages", where=source)
-        text = json.dumps({"row": dict(row), "settings": dict(settings)}, ensure_ascii=False, sort_keys=True, default=str)
+        text = json.dumps(
+            {"row": dict(row), "settings": dict(settings)}, ensure_ascii=False, sort_keys=True, default=str
+        )
         labels = "\n".join(_text(message) for message in reference) if reference else None
-        return cls(row, messages, labels, source, hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16])
+        return cls(
+            row, messages, labels, source, hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+        )
 
 
 def _text(message: Mapping[str, Any]) -> str:
@@ -55,77 +60,86 @@ def _text(message: Mapping[str, Any]) -> str:
     return str(message.get("content") or "")
 
 
-def already_answered(path: Path, questions: Sequence[Question]) -> int:
-    """How many rows a result file answers already; a last line that a kill cut short is removed from the file.
+def already_answered(path: Path, questions: Sequence[Question]) -> tuple[int, int]:
+    """How many rows a result file has already, and how many of those are errors; a cut last line is removed from it.
 
     DataError when a line isn't JSON or answers another row or other settings.
     """
     if not path.exists():
-        return 0
+        return 0, 0
     content = path.read_bytes()
     whole = content[: content.rfind(b"\n") + 1]
     lines = whole.split(b"\n")[:-1]
     fix = "name another --result_path, or delete the file"
     if len(lines) > len(questions):
         raise DataError(f"has {len(lines)} answers, but there are {len(questions)} rows", where=str(path), fix=fix)
+    failed = 0
     for number, (line, question) in enumerate(zip(lines, questions, strict=False), 1):
         try:
-            found = json.loads(line).get("row_hash")
+            record = json.loads(line)
+            found = record.get("row_hash")
         except (ValueError, AttributeError) as error:
             raise DataError(f"not a result line: {error}", where=f"{path}:{number}", fix=fix) from error
+        failed += "error" in record
         if found != question.row_hash:
             what = f"answers another row, or the same with other settings, than {question.source}"
             raise DataError(what, where=f"{path}:{number}", fix=fix)
     if len(whole) < len(content):
         os.truncate(path, len(whole))
-    return len(lines)
+    return len(lines), failed
 
 
 def answer_rows(
     engine: Engine,
     questions: Sequence[Question],
     sampling_of: Callable[[int], Sampling],
-    parse: Parse,
+    replies: Replies,
     path: Path,
     *,
     ahead: int,
     show: bool,
 ) -> int:
-    """Answer the rows that `path` lacks and return how many of them failed. `show` prints question and answer to stdout.
+    """Answer the rows that `path` lacks and return how many of all failed. `show` prints question and answer to stdout.
 
     At most `ahead` rows are handed to the engine before their answers are read.
     """
-    done = already_answered(path, questions)
+    done, failed = already_answered(path, questions)
     if done:
-        remark(f"{path} has {done} of {len(questions)} answers: going on with row {done + 1}" if done < len(questions) else "")
+        rest = f"going on with row {done + 1}" if done < len(questions) else "nothing is left to do"
+        remark(f"{path} has {done} of {len(questions)} answers: {rest}")
     ensure_writable_dir(path.parent)
     todo = questions[done:]
     requests = (
         GenerationRequest(messages=question.messages, tools=question.row.get("tools"), sampling=sampling_of(done + i))
         for i, question in enumerate(todo)
     )
-    progress = Progress(engine, len(questions), done)
-    failed = 0
+    progress = Progress(len(questions), done)
     with _append_to(path) as write:
         for question, result in zip(todo, generate_all(engine, requests, ahead), strict=True):
             if result.error is not None:
                 failed += 1
                 remark(f"swift: {question.source}: {result.error}")
-            write(_record(question, result, parse))
+            record = _record(question, result, replies)
+            write(record)
             if show:
-                print(f"[QUERY] {_text(question.messages[-1])}\n[RESPONSE] {result.text}\n{'-' * 50}", flush=True)
+                print(
+                    f"<<< {_text(question.messages[-1])}\n{record.get('error', record['response'])}\n{'-' * 50}",
+                    flush=True,
+                )
             progress.advance(result.usage)
     progress.end()
     return failed
 
 
-def _record(question: Question, result: Result, parse: Parse) -> dict[str, Any]:
+def _record(question: Question, result: Result, replies: Replies) -> dict[str, Any]:
     failed = result.error is not None
+    tools = question.row.get("tools")
+    text = "" if failed else replies.opening(question.messages, tools) + result.text
     record: dict[str, Any] = {
-        "response": None if failed else result.text,
+        "response": None if failed else text,
         "labels": question.labels,
         "logprobs": [_logprob(p) for p in result.logprobs] if result.logprobs else None,
-        "messages": question.messages if failed else [*question.messages, parse(result.text)],
+        "messages": question.messages if failed else [*question.messages, replies.message(text, tools)],
     }
     record |= {key: value for key, value in question.row.items() if key not in record and value}
     record |= {"finish_reason": result.finish_reason, "usage": asdict(result.usage)}
@@ -164,8 +178,8 @@ class _append_to:
 class Progress:
     """Rows and tokens per second on stderr: one line that is redrawn at a terminal, else a line every ten seconds."""
 
-    def __init__(self, engine: Engine, total: int, done: int):
-        self._engine, self._total, self._done, self._start = engine, total, done, done
+    def __init__(self, total: int, done: int):
+        self._total, self._done, self._start = total, done, done
         self._tokens = 0
         self._began = self._shown = time.monotonic()
         self._terminal = sys.stderr.isatty()
@@ -183,7 +197,12 @@ class Progress:
         rows_per_second = (self._done - self._start) / seconds
         left = (self._total - self._done) / rows_per_second if rows_per_second else 0
         line = f"{self._done}/{self._total} rows, {self._tokens / seconds:.1f} tokens/s, {left:.0f} s left"
-        print(f"\r\x1b[K{line}" if self._terminal else line, end="" if self._terminal else "\n", file=sys.stderr, flush=True)
+        print(
+            f"\r\x1b[K{line}" if self._terminal else line,
+            end="" if self._terminal else "\n",
+            file=sys.stderr,
+            flush=True,
+        )
 
     def end(self) -> None:
         seconds = max(time.monotonic() - self._began, 1e-9)

@@ -1,7 +1,7 @@
 """The rows that a transformers model computes together: prefill, decode steps, joining and leaving.
 
-Promises: a row's logits are those that `generate` computes for it, whatever rows are beside it (up to the rounding of the
-arithmetic). Knows nothing of sampling, texts or threads.
+Promises: a row's logits are those that `generate` computes for it, whatever rows are beside it (up to the rounding of
+the arithmetic). Knows nothing of sampling, texts or threads.
 """
 
 from __future__ import annotations
@@ -33,7 +33,9 @@ class CausalModel:
         return DynamicCache(config=self.model.config)
 
     def logits(self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache, first: bool) -> torch.Tensor:
-        """ids: int64 [rows, new columns]; mask: int64 [rows, all columns]. Returns [rows, vocabulary] of the last column."""
+        """ids: int64 [rows, new columns]; mask: int64 [rows, all columns]. Returns [rows, vocabulary] of the last
+        column.
+        """
         inputs: dict[str, Any] = dict(self._extra)
         if self._takes_positions:
             positions = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)

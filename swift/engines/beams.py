@@ -20,11 +20,18 @@ class _Cancelled(StoppingCriteria):
 
 
 def beam_search(model: Any, state: GenerationState) -> None:
-    """Generate the whole answer and hand it to the state's reader. Sampling between beams uses a random state of its own."""
+    """Generate the whole answer and hand it to the state's reader. Sampling between beams uses a random state of its
+    own.
+    """
     rule = state.sampler.rule
     settings: dict[str, Any] = {"do_sample": rule.temperature > 0, "repetition_penalty": rule.repetition_penalty}
     if rule.temperature > 0:
-        settings |= {"temperature": rule.temperature, "top_k": rule.top_k, "top_p": rule.top_p, "min_p": rule.min_p or None}
+        settings |= {
+            "temperature": rule.temperature,
+            "top_k": rule.top_k,
+            "top_p": rule.top_p,
+            "min_p": rule.min_p or None,
+        }
     ids = torch.tensor([state.ids], device=model.get_input_embeddings().weight.device)
     with torch.random.fork_rng(enabled=rule.temperature > 0):
         if state.sampler.seed is not None:

@@ -1,8 +1,9 @@
-"""Many requests in one key/value cache of transformers, right-aligned: all rows' newest token stands in the same column.
+"""Many requests in one key/value cache of transformers: right-aligned, every row's newest token in the same column.
 
-Rows of different length are padded on the left, as `generate` pads prompts, so the model builds its masks (causal, sliding window,
-chunked, recurrent) itself, and what holds for a left-padded batch of `generate` holds here. Rows join and leave between steps.
-A "column" is a place in the sequence dimension; `columns` is how many the cache has seen. Knows nothing of models or requests.
+Rows of different length are padded on the left, as `generate` pads prompts, so the model builds its masks (causal,
+sliding window, chunked, recurrent) itself, and what holds for a left-padded batch of `generate` holds here. Rows join
+and leave between steps. A "column" is a place in the sequence dimension; `columns` is how many the cache has seen.
+Knows nothing of models or requests.
 """
 
 from __future__ import annotations
@@ -19,7 +20,8 @@ from transformers.cache_utils import (
     LinearAttentionLayer,
 )
 
-# The layers whose whole state is keys and values by column, or a recurrent state by row: those can be cut and joined by row.
+# The layers whose whole state is keys and values by column, or a recurrent state by row: those can be cut and joined
+# by row.
 ATTENTION = (DynamicLayer, DynamicSlidingWindowLayer)
 HYBRID = (LinearAttentionAndFullAttentionLayer, LinearAttentionAndSlidingWindowAttentionLayer)
 BY_ROW = (*ATTENTION, *HYBRID, LinearAttentionLayer, DummyLayer)

@@ -1,8 +1,8 @@
 """Token ids to text piece by piece, and the search for stop texts in it.
 
-Promises: the pieces joined are `tokenizer.decode` of all the ids at once (where they are whole UTF-8: decoders differ on what a
-broken byte does to its neighbours), no piece ends inside a character, and nothing of a stop text is ever handed out.
-Knows nothing of models.
+Promises: the pieces joined are `tokenizer.decode` of all the ids at once (where they are whole UTF-8: decoders differ
+on what a broken byte does to its neighbours), no piece ends inside a character, and nothing of a stop text is ever
+handed out. Knows nothing of models.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""An engine without a model, for tests and for trying out what talks to engines: deterministic, instant, fails on request.
+"""An engine without a model, to test and try out what talks to engines: deterministic, instant, fails on request.
 
-It repeats the last user message, one character a token: `Delta.token_ids` are code points. The answer ends at `max_new_tokens`
-("length") or after the last character ("stop"). A message that contains FAIL raises on its own stream, one that contains WAIT is
-only ended by cancelling it.
+It repeats the last user message, one character a token: `Delta.token_ids` are code points. The answer ends at
+`max_new_tokens` ("length") or after the last character ("stop"). A message that contains FAIL raises on its own
+stream, one that contains WAIT is only ended by cancelling it.
 """
 
 from __future__ import annotations

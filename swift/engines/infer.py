@@ -1,7 +1,7 @@
 """`swift infer`: a conversation, one question (--prompt), or the rows of a data set.
 
-Promises: arguments and files are checked before torch is imported; --dry_run writes and loads nothing. Generation itself is the
-engine's.
+Promises: arguments and files are checked before torch is imported; --dry_run writes and loads nothing. Generation
+itself is the engine's.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import logging
 import random
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +19,18 @@ from swift.engines import setup
 from swift.engines.answers import Question, answer_rows, remark
 from swift.engines.interactive import Session, print_answer, turn_sampling
 from swift.engines.protocol import Engine, GenerationRequest
+from swift.engines.replies import Replies
 from swift.errors import UsageError
 
 # Options of the shared sections that concern training only.
 TRAINING_ONLY = {"loss_scale": "loss", "padding_side": "batches of training"}
-# Options that only mean something for rows.
+# Options that only mean something for rows; those of the data section come on top.
 ROWS_ONLY = ("result_path", "val_dataset_sample", "write_batch_size")
 
 
 def main(config: InferConfig) -> int:
     """Run `swift infer` and return its exit code: 1 when an answer failed."""
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    speak()
     setup.check_backend(config)
     check_combinations(config)
     if config.infer.infer_backend == "fake":
@@ -40,18 +40,34 @@ def main(config: InferConfig) -> int:
     return run(config, source)
 
 
+def speak() -> None:
+    """Show the `swift` logger's lines on stderr: stdout is for answers."""
+    logger = logging.getLogger("swift")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(message)s"))
+        logger.addHandler(handler)
+
+
 def check_combinations(config: InferConfig) -> None:
     for name, what in TRAINING_ONLY.items():
         if config.given(name):
-            raise UsageError(f"concerns the {what} of training and has no effect here", where=f"--{name}", fix="leave it out")
+            raise UsageError(
+                f"concerns the {what} of training and has no effect here", where=f"--{name}", fix="leave it out"
+            )
     if config.infer.prompt is not None and has_rows(config):
         raise UsageError("--prompt asks one question, --dataset and --val_dataset many", fix="leave one of them out")
     if config.chat.truncation_strategy == "split" and config.given("truncation_strategy"):
-        raise UsageError("split makes several rows of a long one", where="--truncation_strategy", fix="left, right or delete")
+        raise UsageError(
+            "split makes several rows of a long one", where="--truncation_strategy", fix="left, right or delete"
+        )
     if config.given("truncation_strategy") and not config.given("max_length"):
         raise UsageError("has no length to cut to", where="--truncation_strategy", fix="add --max_length")
     if not has_rows(config) and not config.infer.load_data_args:
-        for name in ROWS_ONLY:
+        data = [name for name, spec in config.specs().items() if spec.section == "data"]
+        for name in (*ROWS_ONLY, *data):
             if config.given(name):
                 raise UsageError("there are no rows to answer", where=f"--{name}", fix="add --val_dataset FILE")
 
@@ -77,19 +93,16 @@ def run(config: InferConfig, source: setup.Source | None) -> int:
         print(explain(config))
         return 0
     questions = read_questions(config, source) if has_rows(config) else []
+    if config.infer.merge_lora and source is not None:
+        config, source = setup.merge_adapters(config, source)
     engine, encoder = build(config, source)
+    replies = Replies(encoder)
     try:
         if has_rows(config):
-            return run_rows(config, engine, encoder.parse, questions)
+            return run_rows(config, engine, replies, questions)
         if config.infer.prompt is not None:
-            return run_prompt(config, engine)
-        session = Session(
-            engine,
-            setup.sampling_of(config),
-            encoder.parse,
-            system=None,
-            stream=bool(config.infer.stream),
-        )
+            return run_prompt(config, engine, replies)
+        session = Session(engine, setup.sampling_of(config), replies, bool(config.infer.stream))
         session.run()
         return 1 if session.failures and not sys.stdin.isatty() else 0
     finally:
@@ -108,11 +121,11 @@ def build(config: InferConfig, source: setup.Source | None) -> tuple[Engine, Any
     return engine, encoder
 
 
-def run_prompt(config: InferConfig, engine: Engine) -> int:
+def run_prompt(config: InferConfig, engine: Engine, replies: Replies) -> int:
     request = GenerationRequest(
         messages=[{"role": "user", "content": config.infer.prompt}], sampling=setup.sampling_of(config)
     )
-    print_answer(engine, request, bool(config.infer.stream))
+    print_answer(engine, request, replies, bool(config.infer.stream))
     return 0
 
 
@@ -129,8 +142,25 @@ def decide_result_path(config: InferConfig, source: setup.Source | None) -> Infe
 
 def settings_of(config: InferConfig, source: setup.Source | None) -> dict[str, Any]:
     """What an answer depends on beside its row: a result file is only continued with the same."""
-    names = ("system", "template", "enable_thinking", "response_prefix", "use_chat_template", "torch_dtype", "max_model_len")
-    names += ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "num_beams", "stop_words")
+    names = (
+        "system",
+        "template",
+        "enable_thinking",
+        "response_prefix",
+        "use_chat_template",
+        "torch_dtype",
+        "max_model_len",
+    )
+    names += (
+        "max_new_tokens",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "repetition_penalty",
+        "num_beams",
+        "stop_words",
+    )
     names += ("seed", "logprobs", "top_logprobs", "infer_backend")
     settings: dict[str, Any] = {name: config.value(name) for name in names}
     if source is not None:
@@ -145,6 +175,8 @@ def read_questions(config: InferConfig, source: setup.Source | None) -> list[Que
 
     loaded = load_rows(config.data, use_hf=config.model.use_hf, hub_token=config.model.hub_token, need_response=False)
     rows = list(loaded.val if len(loaded.val) else loaded.train)
+    if loaded.report.dropped:
+        remark(loaded.report.to_text())
     sample = config.infer.val_dataset_sample
     if sample is not None and sample < len(rows):
         seed = 42 if config.data.data_seed is None else config.data.data_seed
@@ -153,7 +185,7 @@ def read_questions(config: InferConfig, source: setup.Source | None) -> list[Que
     return [Question.of(row, str(row.source), settings) for row in rows]
 
 
-def run_rows(config: InferConfig, engine: Engine, parse: Callable[[str], dict[str, Any]], questions: list[Question]) -> int:
+def run_rows(config: InferConfig, engine: Engine, replies: Replies, questions: list[Question]) -> int:
     path = Path(str(config.infer.result_path))
     sampling = setup.sampling_of(config)
     try:
@@ -161,7 +193,7 @@ def run_rows(config: InferConfig, engine: Engine, parse: Callable[[str], dict[st
             engine,
             questions,
             lambda i: turn_sampling(sampling, i),
-            parse,
+            replies,
             path,
             ahead=config.infer.write_batch_size,
             show=bool(config.infer.stream),

@@ -1,18 +1,18 @@
 """`swift infer` as a conversation: a person at a terminal, or lines from a pipe, and an engine that answers.
 
-Promises: one failed or interrupted answer doesn't end the session; the transcript is on stdout, remarks are on stderr. Knows only the
-engine protocol.
+Promises: one failed or interrupted answer doesn't end the session; the transcript is on stdout, remarks are on
+stderr. Knows only the engine protocol.
 """
 
 from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from swift.engines.protocol import Collector, Engine, GenerationRequest, Result, Sampling
+from swift.engines.replies import Replies
 from swift.errors import SwiftError
 
 HELP = """\
@@ -21,7 +21,6 @@ multi-line              texts of several lines, each ended by #; single-line goe
 reset-system            a new system prompt, and forget the conversation
 Ctrl-C stops an answer."""
 RULE = "-" * 50
-Parse = Callable[[str], dict[str, Any]]
 
 
 @dataclass
@@ -74,11 +73,11 @@ COMMANDS = ("exit", "quit", "clear", "multi-line", "single-line", "reset-system"
 
 
 class Session:
-    """`parse` turns an answer's text into the message that goes into the history (reasoning and tool calls apart)."""
+    """One conversation after the other. `stream` shows answers as they come; `failures` counts those that failed."""
 
-    def __init__(self, engine: Engine, sampling: Sampling, parse: Parse, *, system: str | None, stream: bool):
-        self._engine, self._sampling, self._parse, self._stream = engine, sampling, parse, stream
-        self._conversation = Conversation(system)
+    def __init__(self, engine: Engine, sampling: Sampling, replies: Replies, stream: bool):
+        self._engine, self._sampling, self._replies, self._stream = engine, sampling, replies, stream
+        self._conversation = Conversation()
         self._input = Input()
         self._turn = 0
         self.failures = 0
@@ -127,7 +126,7 @@ class Session:
         self._turn += 1
         began = time.monotonic()
         try:
-            result = print_answer(self._engine, request, self._stream)
+            result, text = print_answer(self._engine, request, self._replies, self._stream)
         except SwiftError as error:
             self.failures += 1
             _remark(f"swift: {error}")
@@ -137,33 +136,42 @@ class Session:
         if sys.stdin.isatty():
             count = result.usage.completion_tokens
             _remark(f"({count} tokens, {count / max(seconds, 1e-9):.1f} tokens/s{', stopped' * _stopped(result)})")
-        self._conversation.messages += [{"role": "user", "content": query}, self._parse(result.text)]
+        self._conversation.messages += [{"role": "user", "content": query}, self._replies.message(text)]
 
 
 def _stopped(result: Result) -> bool:
     return result.finish_reason == "cancelled"
 
 
-def print_answer(engine: Engine, request: GenerationRequest, stream: bool) -> Result:
-    """Print one answer to stdout, as it comes or at once; Ctrl-C cancels it and keeps what has come."""
+def print_answer(engine: Engine, request: GenerationRequest, replies: Replies, stream: bool) -> tuple[Result, str]:
+    """Print one answer to stdout, as it comes or at once; Ctrl-C cancels it and keeps what has come.
+
+    Returns the result and the whole text, with what the prompt had written of it.
+    """
+    opening = replies.opening(request.messages or (), request.tools)
     collector = Collector()
     with engine.submit(request) as deltas:
+        shown = False
         while True:
             try:
                 for delta in deltas:
                     collector.add(delta)
                     if stream and delta.text:
-                        print(delta.text, end="", flush=True)
+                        print(delta.text if shown else opening + delta.text, end="", flush=True)
+                        shown = True
                 break
             except KeyboardInterrupt:
                 deltas.cancel()
     result = collector.result()
-    print("" if stream else result.text, flush=True)
-    return result
+    text = opening + result.text
+    print("" if shown else text, flush=True)
+    return result, text
 
 
 def turn_sampling(sampling: Sampling, turn: int) -> Sampling:
-    """The sampling of the n-th question of a session or row of a file: the seed moves on, so that equal questions differ."""
+    """The sampling of the n-th question of a session or row of a file: the seed moves on, so that equal questions
+    differ.
+    """
     return sampling if sampling.seed is None else replace(sampling, seed=sampling.seed + turn)
 
 

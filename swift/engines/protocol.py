@@ -1,7 +1,7 @@
 """What every engine promises: submit a request, read its deltas, cancel it.
 
-An engine answers many requests at once and none of them can harm another: a request that fails raises on its own stream.
-Streams can be read from any thread or event loop. Knows nothing of models, files or the command line.
+An engine answers many requests at once and none of them can harm another: a request that fails raises on its own
+stream. Streams can be read from any thread or event loop. Knows nothing of models, files or the command line.
 """
 
 from __future__ import annotations
@@ -13,7 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from swift.engines.stream import GenerationStream
-from swift.errors import UsageError
+from swift.errors import SwiftError, UsageError
+
+
+class EngineError(SwiftError):
+    """The engine failed on a request that it should have answered; `__cause__` says how."""
 
 
 class RequestError(UsageError):
@@ -24,9 +28,10 @@ class RequestError(UsageError):
 class Sampling:
     """How to choose tokens. None means: what the model's own generation settings say.
 
-    temperature 0 is greedy. `stop` are texts and `stop_token_ids` tokens that end the answer beside the model's own end
-    tokens; a stop text is not part of the answer. `seed` makes the choice repeatable whatever else the engine is doing; None
-    draws a fresh one. `logprobs` are natural logarithms of the model's own distribution, before temperature and filters.
+    temperature 0 is greedy. `stop` are texts and `stop_token_ids` tokens that end the answer beside the model's own
+    end tokens; a stop text is not part of the answer. `seed` makes the choice repeatable whatever else the engine is
+    doing; None draws a fresh one. `logprobs` are natural logarithms of the model's own distribution, before
+    temperature and filters.
     """
 
     max_new_tokens: int | None = None
@@ -45,7 +50,9 @@ class Sampling:
 
 @dataclass(frozen=True)
 class GenerationRequest:
-    """Either `messages` (and `tools`), which the engine puts through the model's chat template, or ready `prompt_ids`."""
+    """Either `messages` (and `tools`), which the engine puts through the model's chat template, or ready
+    `prompt_ids`.
+    """
 
     messages: Sequence[Mapping[str, Any]] | None = None
     prompt_ids: Sequence[int] | None = None
@@ -123,7 +130,9 @@ class EngineStats:
 
 
 class Engine(Protocol):
-    """See the module. `submit` returns at once; what is wrong with a request is raised where its stream is read."""
+    """See the module. `submit` returns at once; what is wrong with a request is raised where its stream is read, as a
+    SwiftError.
+    """
 
     name: str
     capabilities: Capabilities

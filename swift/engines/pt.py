@@ -1,7 +1,7 @@
 """The in-process engine: a transformers model that answers many requests at once.
 
-Promises: a greedy answer is token for token that of `generate` in fp32, whatever runs beside it; sampling with a seed is
-repeatable; a request that fails, fails alone. Knows nothing of files or the command line.
+Promises: a greedy answer is token for token that of `generate` in fp32, whatever runs beside it; sampling with a seed
+is repeatable; a request that fails, fails alone. Knows nothing of files or the command line.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ PREFILL_CHUNK = 512  # prompt tokens computed between two steps of the others
 class PtEngine:
     """`encoder` (a ChatEncoder) is needed for requests that bring messages.
 
-    `context_length` in tokens (None: the model's own) bounds prompt and answer together. A prompt longer than `prompt_limit`
-    is refused (`truncation` "delete") or cut on its "left" or "right". `end_ids` end an answer beside those of the model's
-    generation settings and of the encoder.
+    `context_length` in tokens (None: the model's own) bounds prompt and answer together. A prompt longer than
+    `prompt_limit` is refused (`truncation` "delete") or cut on its "left" or "right". `end_ids` end an answer beside
+    those of the model's generation settings and of the encoder.
     """
 
     name = "pt"

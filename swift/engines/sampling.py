@@ -1,7 +1,7 @@
 """Choosing the next token from logits: greedy, or drawn after penalty, temperature, top-k, top-p and min-p.
 
-Promises: each row is treated by its own settings and its own random numbers, so a choice doesn't depend on what else is in the
-batch; the order and meaning of the filters are those of transformers' `generate`. Knows nothing of text.
+Promises: each row is treated by its own settings and its own random numbers, so a choice doesn't depend on what else
+is in the batch; the order and meaning of the filters are those of transformers' `generate`. Knows nothing of text.
 """
 
 from __future__ import annotations
@@ -43,7 +43,8 @@ class SamplingRule:
     def of(cls, sampling: Sampling, generation_config: Any) -> SamplingRule:
         """Fill what the request leaves open from the model's generation settings; RequestError on impossible values.
 
-        A request that names top_k, top_p or min_p but no temperature wants sampling: at the model's temperature, else 1.
+        A request that names top_k, top_p or min_p but no temperature wants sampling: at the model's temperature, else
+        1.
         """
         model = generation_config
         filters_asked = any(v is not None for v in (sampling.top_k, sampling.top_p, sampling.min_p))
@@ -149,7 +150,9 @@ class Sampler:
 
 
 def choose(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[TokenChoice | Exception]:
-    """One choice per row. logits: [rows, vocabulary]. A row whose choice fails gets its exception; the others their token."""
+    """One choice per row. logits: [rows, vocabulary]. A row whose choice fails gets its exception; the others their
+    token.
+    """
     logits = logits.float()
     greedy = logits.argmax(-1).tolist()
     choices: list[TokenChoice | Exception] = []

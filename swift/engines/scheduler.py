@@ -1,8 +1,8 @@
 """Continuous batching: one thread that lets requests join and leave the running batch between decode steps.
 
-Promises: every state handed in ends (its answer, its error, or cancelled), also when the model fails: then the rows of the failed
-batch are computed again each on its own, so that only the one at fault fails. Long prompts are computed in chunks between the
-steps of the others. Knows nothing of requests, templates or texts.
+Promises: every state handed in ends (its answer, its error, or cancelled), also when the model fails: then the rows
+of the failed batch are computed again each on its own, so that only the one at fault fails. Long prompts are computed
+in chunks between the steps of the others. Knows nothing of requests, templates or texts.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ import torch
 
 from swift.engines.batch import Batch, CausalModel
 from swift.engines.beams import beam_search
-from swift.engines.protocol import EngineStats, RequestError
+from swift.engines.protocol import EngineError, EngineStats, RequestError
 from swift.engines.sampling import choose
 from swift.engines.sequence import GenerationState
+from swift.errors import ResourceError, SwiftError
 
 
 class Scheduler:
@@ -175,7 +176,7 @@ class Scheduler:
             return False
 
     def _fail(self, state: GenerationState, error: Exception) -> None:
-        state.stream.fail(error)
+        state.stream.fail(_explained(error))
         self._count(failed=1, generated_tokens=state.generated, prompt_tokens=state.prompt_length)
 
     def _deal(self, batch: Batch, logits: torch.Tensor) -> None:
@@ -206,3 +207,17 @@ class Scheduler:
             self._fail(state, error)
             return
         self._count(finished=1, generated_tokens=state.generated, prompt_tokens=state.prompt_length)
+
+
+def _explained(error: Exception) -> SwiftError:
+    """What a reader is told of a failure inside the model."""
+    if isinstance(error, SwiftError):
+        return error
+    if isinstance(error, torch.OutOfMemoryError):
+        told: SwiftError = ResourceError(
+            "the device has not enough memory for this request", fix="a shorter prompt or answer, or a smaller model"
+        )
+    else:
+        told = EngineError(f"the model failed on this request: {type(error).__name__}: {error}")
+    told.__cause__ = error
+    return told

@@ -1,4 +1,5 @@
-"""From the command line's options to what an engine needs: which model and adapters, which settings, and then the engine.
+"""From the command line's options to what an engine needs: which model and adapters, which settings, and then the
+engine.
 
 Promises: what can be wrong with options and files is found before torch is imported; nothing is written.
 """
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from swift.config.commands import InferConfig
+from swift.config.commands import ExportConfig, InferConfig
 from swift.config.record import inherit
 from swift.engines.protocol import Engine, Sampling
 from swift.errors import NotBuiltYet, UsageError
@@ -42,7 +43,9 @@ def find_source(config: InferConfig) -> tuple[InferConfig, Source]:
     """Find the files that the options mean, and take over the settings that were saved with them (--load_args)."""
     for name in config.model.adapters:
         if not Path(name).is_dir():
-            raise UsageError("no such directory", where=f"--adapters {name}", fix="name a checkpoint or a run directory")
+            raise UsageError(
+                "no such directory", where=f"--adapters {name}", fix="name a checkpoint or a run directory"
+            )
     adapters = tuple(_checkpoint(name) for name in config.model.adapters)
     inherit_from = adapters[:1]
     if not adapters and config.model.model and (Path(config.model.model) / ARGS).is_file():
@@ -55,7 +58,9 @@ def find_source(config: InferConfig) -> tuple[InferConfig, Source]:
     if config.model.model is None and adapter_files:
         base = adapter_files[0].base_model
         if base is None:
-            raise UsageError("the adapter doesn't name its base model", where=str(adapters[0]), fix="name it with --model")
+            raise UsageError(
+                "the adapter doesn't name its base model", where=str(adapters[0]), fix="name it with --model"
+            )
         config = config.decide(f"the base named in {adapters[0]}", model=base)
     if config.model.model is None:
         raise UsageError("no model", fix="--model DIRECTORY_OR_NAME, or --adapters CHECKPOINT")
@@ -75,8 +80,27 @@ def _checkpoint(name: str) -> Path:
     return find_checkpoint(name)
 
 
+def merge_adapters(config: InferConfig, source: Source) -> tuple[InferConfig, Source]:
+    """--merge_lora: the source with its adapters merged into a model of its own beside the checkpoint, made once."""
+    if source.home is None or not source.adapters:
+        raise UsageError("there is no adapter to merge", where="--merge_lora", fix="add --adapters CHECKPOINT")
+    merged = source.home.with_name(f"{source.home.name}-merged")
+    if merged.is_dir():
+        log.info("taking the merged model in %s", merged)
+    else:
+        from swift.export.export import main as export
+
+        shared = {name: getattr(config, name) for name in ("model", "quantization", "chat", "data")}
+        values = {"merge_lora": True, "output_dir": str(merged)}
+        export(ExportConfig(**shared).replace(values, "command line"))
+    config = config.decide(f"{source.home} merged into its base", model=str(merged), adapters=())
+    model = resolve_model(str(merged))
+    return config, Source(model, check_model_files(model.path), (), source.home)
+
+
 def decide_generation(config: InferConfig, files: ModelFiles) -> InferConfig:
-    """Fill the sampling options that were not given from the model's generation_config.json, so that --dry_run shows them.
+    """Fill the sampling options that were not given from the model's generation_config.json, so that --dry_run shows
+    them.
 
     The model samples when it says do_sample; naming top_k, top_p or min_p asks for sampling too.
     """
@@ -173,20 +197,22 @@ class PlainEncoder:
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Any = None) -> list[int]:
         if tools:
             raise UsageError("tools need a chat template", where="--use_chat_template false", fix="leave it out")
+        return self.tokenizer(self.prompt_text(messages))["input_ids"]
+
+    def prompt_text(self, messages: Sequence[Mapping[str, Any]], tools: Any = None) -> str:
         head = self.system if not any(message["role"] == "system" for message in messages) else ""
-        text = head + "".join(str(message["content"]) for message in messages) + self.response_prefix
-        return self.tokenizer(text)["input_ids"]
+        return head + "".join(str(message["content"]) for message in messages) + self.response_prefix
 
     @property
     def stop_token_ids(self) -> list[int]:
         return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
 
-    def parse(self, text: str) -> dict[str, Any]:
+    def parse(self, text: str, tools: Any = None) -> dict[str, Any]:
         return {"role": "assistant", "content": text}
 
 
 def choose_template(config: InferConfig, source: Source, tokenizer: Any) -> str | None:
-    """Jinja text: --template (a file or a catalog name), None for the tokenizer's own, else the family's, said aloud."""
+    """Jinja text: --template (a file or a catalog name); None: the tokenizer's own; else the family's, said aloud."""
     from swift.catalog import template_names, template_text
 
     name = config.chat.template

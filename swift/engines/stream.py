@@ -1,7 +1,7 @@
 """A one-way channel from an engine's thread to whoever reads an answer, in a thread or in an event loop.
 
-Promises: items arrive in order and once; the writer never waits for the reader; the reader always ends, by the last item, by the
-error that the writer reports, or by cancelling.
+Promises: items arrive in order and once; the writer never waits for the reader; the reader always ends, by the last
+item, by the error that the writer reports, or by cancelling.
 """
 
 from __future__ import annotations
@@ -18,7 +18,8 @@ T = TypeVar("T")
 class GenerationStream(Generic[T]):
     """Iterate it with `for` or `async for`; as a context manager it is cancelled when left before its end.
 
-    The engine calls `put`, and then `end` or `fail` once. `on_cancel` is the engine's: it must make the stream end soon.
+    The engine calls `put`, and then `end` or `fail` once. `on_cancel` is the engine's: it must make the stream end
+    soon.
     """
 
     def __init__(self, on_cancel: Callable[[], None]):

@@ -353,14 +353,17 @@ def _check_sharded(path: Path, names: set[str], index: str) -> tuple[list[Path],
     weight_map = read_json_object(path / index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ModelFileError("has no weight_map", where=str(path / index), fix=AGAIN)
-    shards = sorted(set(weight_map.values()))
+    promised: dict[str, list[str]] = {}
+    for name, shard in weight_map.items():
+        promised.setdefault(shard, []).append(name)
+    shards = sorted(promised)
     _refuse_missing(path, [name for name in shards if name not in names and not (path / name).is_file()], len(shards))
     dtypes = Counter[str]()
     for shard in shards:
         tensors = _check_weight_file(path / shard)
         if tensors is None:
             continue
-        absent = [name for name, where in weight_map.items() if where == shard and name not in tensors]
+        absent = [name for name in promised[shard] if name not in tensors]
         if absent:
             what = f"lacks tensor {_some(absent, 2)}, which {index} says it holds"
             raise ModelFileError(what, where=str(path / shard), fix="shards of different downloads are mixed: " + AGAIN)

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from swift.compat.fp8_blocks import true_fp8_blocks
 from swift.errors import MissingPackage, ModelFileError, ResourceError, SwiftError, UsageError
 from swift.models.plan import LoadPlan
 from swift.models.quiet import quiet
@@ -103,11 +104,13 @@ def load_model(path: Path | str, plan: LoadPlan):
     ):
         if value is not None:
             arguments[name] = value
-    with quiet(), _explained(path):
+    with quiet(), _explained(path), true_fp8_blocks():
         model, info = auto.from_pretrained(path, **arguments)
     check_loading_info(path, info, strict=plan.strict)
     if plan.dequantize:
         forget_quantization(model)
+        _unify_dtype(model, getattr(torch, plan.dtype))
+        _cast_stored(model, getattr(torch, plan.dtype))
     if plan.new_special_tokens:
         resize_embeddings(model, load_tokenizer(path, new_special_tokens=plan.new_special_tokens))
     return model
@@ -178,6 +181,23 @@ def forget_quantization(model) -> None:
             del config.quantization_config
     model.is_quantized = False
     model.hf_quantizer = None
+
+
+def _cast_stored(model, dtype: torch.dtype) -> None:
+    """Give the weights that weren't quantized the dtype of those that were: the FP8 loader leaves them as stored."""
+    for parameter in model.parameters():
+        if parameter.dtype in (torch.bfloat16, torch.float16, torch.float32):
+            parameter.data = parameter.data.to(dtype)
+
+
+@torch.no_grad()
+def _unify_dtype(model, dtype: torch.dtype) -> None:
+    """Cast to `dtype` what a dequantizing load left in the checkpoint's dtype (norms, embeddings), but for the parameters that
+    the architecture keeps in float32."""
+    kept = re.compile("|".join(pattern.replace("*", ".*") for pattern in model._get_dtype_plan(dtype)) or r"(?!)")
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point() and parameter.dtype != dtype and not kept.search(name):
+            parameter.data = parameter.data.to(dtype)
 
 
 def resize_embeddings(model, tokenizer) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import math
 
-from transformers import TrainingArguments
+import torch
+from transformers import TrainingArguments, get_scheduler
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
@@ -54,13 +55,28 @@ SAME_NAME = (
 LOG_LEVELS = {"debug": "info", "info": "warning", "warning": "error", "error": "error"}
 
 
-def check_names(config: SftConfig) -> None:
-    """UsageError for a schedule or an optimizer that transformers doesn't know."""
+def check_schedule(config: SftConfig) -> None:
+    """UsageError for a schedule or an optimizer that transformers doesn't know, or arguments that a schedule doesn't take."""
     for name, known in (("lr_scheduler_type", SchedulerType), ("optim", OptimizerNames)):
         value = config.value(name)
         choices = [member.value for member in known]
         if value not in choices:
             raise UsageError(f"no such value: {value}", where=f"--{name}", fix=f"one of {', '.join(choices)}")
+    probe = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    try:
+        get_scheduler(config.training.lr_scheduler_type, probe, 1, 10, config.training.lr_scheduler_kwargs)
+    except (TypeError, ValueError) as error:
+        raise UsageError(str(error), where="--lr_scheduler_kwargs", fix="see the schedules of transformers") from error
+
+
+def check_optimizer(args: TrainingArguments) -> None:
+    """UsageError for an optimizer that can't be made here: a missing package, arguments that it doesn't take."""
+    from transformers import Trainer
+
+    try:
+        Trainer.get_optimizer_cls_and_kwargs(args, torch.nn.Module())
+    except (ValueError, ImportError) as error:
+        raise UsageError(str(error).strip().splitlines()[0], where=f"--optim {args.optim.value}", fix="--optim adamw_torch_fused") from error
 
 
 def steps_in_run(config: SftConfig, rows: int, world_size: int) -> int:

@@ -12,6 +12,7 @@ from transformers import TrainerCallback, TrainerControl, TrainerState, Training
 
 from swift.config.training import EvaluationOptions, LoggingOptions, SavingOptions
 from swift.runs import RunLog
+from swift.train.clock import clock
 from swift.train.interrupt import Interrupt
 
 
@@ -167,10 +168,3 @@ def record_line(record: Mapping[str, Any]) -> str:
     """One record for a log on paper: where we are, the figures, how long it still takes."""
     eta = f"  eta {clock(record['eta_seconds'])}" if record.get("eta_seconds") is not None else ""
     return f"step {record['step']}/{record['max_steps']}  {short_line(record)}{eta}"
-
-
-def clock(seconds: float) -> str:
-    """1:02:03, or 2:03 below an hour."""
-    minutes, rest = divmod(int(seconds + 0.5), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"

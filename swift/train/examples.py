@@ -1,48 +1,103 @@
 """The rows of a run, encoded: from the options of data and chat to what the trainer reads.
 
-Promises: every row is accounted for in the printed report before any weight is loaded; the fingerprint changes when a token, a
-label or the order of the training rows does.
+Promises: every row is accounted for in the printed report before any weight is loaded; the fingerprint changes when a
+token, a label or the order of the training rows does.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from swift import runs
+from swift.catalog import template_names, template_text
+from swift.chat import ChatEncoder
 from swift.config.commands import SftConfig
+from swift.data import DataReport, EncodedDataset, PadCollator, Rows, encode_rows, load_rows, write_rows
+from swift.errors import DataError, UsageError
 from swift.hub import LocalModel
+from swift.hub.files import read_json_object
+from swift.train.plain import PlainEncoder
 
 log = logging.getLogger("swift")
 
-OWN_TEMPLATE = "chatml"
+FALLBACK_TEMPLATE = "chatml"
 
 
 @dataclass(frozen=True)
 class Examples:
-    """`train` and `val` are sequences of encoded rows, `collate` makes batches of them, `lengths` counts tokens per training
-    row, `source(row_id)` is file:line."""
+    """`collate` makes batches of examples, `source(row_id)` is file:line. `val` is None without validation rows."""
 
-    train: Sequence[Any]
-    val: Sequence[Any] | None
-    collate: Callable[[list[Any]], dict[str, Any]]
-    lengths: Sequence[int]
+    train: EncodedDataset
+    val: EncodedDataset | None
+    collate: PadCollator
     fingerprint: str
     source: Callable[[int], str]
-    save: Callable[[Path], None]
+    report: DataReport
+    val_rows: Rows
+
+    def save(self, run_dir: Path) -> None:
+        """The report, and the rows that were held out, into the run directory."""
+        runs.write_json(run_dir / "data_report.json", self.report.to_json())
+        runs.write_text(run_dir / "data_report.html", self.report.to_html())
+        if len(self.val_rows):
+            write_rows(run_dir / "val_dataset.jsonl", self.val_rows)
 
 
-def prepare_examples(config: SftConfig, model: LocalModel, tokenizer: Any) -> tuple[SftConfig, Examples]:
-    """Read, split and encode the rows; print what became of each. DataError when the report fails or nothing is left.
+def prepare_examples(
+    config: SftConfig, model: LocalModel, tokenizer: Any, world_size: int = 1
+) -> tuple[SftConfig, Examples]:
+    """Read, split and encode the rows and show what became of each. DataError when too many are lost or none is left.
 
     Returns the config with the template that was chosen, so that the run's args.json holds it.
     """
-    from swift.chat import ChatEncoder
-    from swift.data import PadCollator, encode_rows, load_rows
+    config, template = choose_template(config, model, tokenizer)
+    if template is not None:
+        tokenizer.chat_template = template  # a tokenizer saved with the weights carries what they were trained with
+    loaded = load_rows(config.data, use_hf=config.model.use_hf, hub_token=config.model.hub_token)
+    encoder = _encoder(config, model, tokenizer, template)
+    report = loaded.report
+    train = encode_rows(loaded.train, encoder, report=report)
+    val = encode_rows(loaded.val, encoder, report=report, split="val") if len(loaded.val) else None
+    training = config.training
+    report.expect_steps(
+        training.per_device_train_batch_size,
+        training.gradient_accumulation_steps or 1,
+        training.num_train_epochs,
+        world_size,
+        training.max_steps,
+    )
+    log.info(report.to_text())
+    report.check(strict=config.data.strict, max_drop_ratio=config.data.max_drop_ratio)
+    _refuse_nothing(train, report.split("train"), "train on", config.data.dataset)
+    if val is not None:
+        _refuse_nothing(val, report.split("val"), "evaluate on", config.data.val_dataset or config.data.dataset)
+    elif config.evaluation.eval_strategy != "no":
+        raise DataError(
+            f"no row is left to evaluate on: {config.data.split_dataset_ratio:g} of {report.rows_read} rows",
+            fix="raise --split_dataset_ratio, or name rows with --val_dataset",
+        )
+    collate = PadCollator(tokenizer.pad_token_id, padding_side=config.chat.padding_side, with_row_ids=True)
+    examples = Examples(
+        train, val, collate, train.fingerprint(), lambda row: str(loaded.source(row)), report, loaded.val
+    )
+    return config, examples
 
-    config, template = _template(config, model, tokenizer)
+
+def _refuse_nothing(encoded: EncodedDataset, count: Any, purpose: str, datasets: tuple[str, ...]) -> None:
+    if len(encoded) == 0:
+        why = f": {count.drops.first()}" if count.drops.total else ""
+        raise DataError(
+            f"no row is left to {purpose}{why}",
+            where=f"--dataset {' '.join(datasets)}",
+            fix="look at the report above; --max_length, --template and --columns decide what can be used",
+        )
+
+
+def _encoder(config: SftConfig, model: LocalModel, tokenizer: Any, template: str | None) -> ChatEncoder | PlainEncoder:
     chat = config.chat
     encoder = ChatEncoder(
         tokenizer,
@@ -53,11 +108,32 @@ def prepare_examples(config: SftConfig, model: LocalModel, tokenizer: Any) -> tu
         max_length=chat.max_length,
         truncation_strategy=chat.truncation_strategy,
         response_prefix=chat.response_prefix,
+        stop_token_ids=_end_ids(model.directory),
     )
-    loaded = load_rows(config.data)
-    raise NotImplementedError(encoder, loaded, PadCollator, encode_rows)
+    return encoder if chat.use_chat_template else PlainEncoder(encoder, chat.system)
 
 
-def _template(config: SftConfig, model: LocalModel, tokenizer: Any) -> tuple[SftConfig, str | None]:
+def _end_ids(directory: Path) -> list[int]:
+    """The ids that end a reply, as generation_config.json has them."""
+    path = directory / "generation_config.json"
+    ids = read_json_object(path).get("eos_token_id") if path.is_file() else None
+    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+
+
+def choose_template(config: SftConfig, model: LocalModel, tokenizer: Any) -> tuple[SftConfig, str | None]:
     """The Jinja text to use, None for the tokenizer's own; a choice made here is said and kept in the config."""
-    return config, None
+    name = config.chat.template
+    if not config.chat.use_chat_template:
+        return config, None
+    if name is None and not tokenizer.chat_template:
+        name = model.entry.template if model.entry else FALLBACK_TEMPLATE
+        why = "its family's" if model.entry else "the usual one"
+        config = config.decide(f"the model has no chat template: {why}", template=name)
+        log.warning("%s has no chat template: using %s (--template NAME or FILE chooses another)", model.path, name)
+    if name is None:
+        return config, None
+    if Path(name).is_file():
+        return config, Path(name).read_text(encoding="utf-8")
+    if name not in template_names():
+        raise UsageError(f"no template {name!r}", where="--template", fix=f"a Jinja file, or {', '.join(template_names())}")
+    return config, template_text(name)

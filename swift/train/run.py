@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,12 +21,15 @@ from swift.models.device import Device, pick_device
 from swift.models.plan import LoadPlan, plan_loading
 from swift.train import manifest, summary
 from swift.train.checkpoints import clean_leftovers
-#EX  import Examples, prepare_examples
+from swift.train.examples import Examples, prepare_examples
 from swift.train.interrupt import Interrupt
+from swift.train.resume import ResumePoint
 from swift.train.sft import Setup
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
+
+    from swift.train.trainer import SftTrainer
 
 log = logging.getLogger("swift")
 
@@ -45,10 +49,10 @@ def plan(setup: Setup) -> tuple[Setup, LoadPlan]:
     if config.model.torch_dtype is None:
         config = config.decide(loading.reasons["dtype"], torch_dtype=loading.dtype)
     config = _decide_autocast(config, loading.dtype)
-    from swift.train.arguments import check_names
+    from swift.train.arguments import check_schedule
     from swift.train.build import check_packages
 
-    check_names(config)
+    check_schedule(config)
     check_packages(config)
     return dataclasses.replace(setup, config=config), loading
 
@@ -83,7 +87,7 @@ def train(setup: Setup, loading: LoadPlan) -> int:
         trust_remote_code=loading.trust_remote_code,
         new_special_tokens=loading.new_special_tokens,
     )
-    config, examples = prepare_examples(config, setup.files, tokenizer)
+    config, examples = prepare_examples(config, setup.model, tokenizer, setup.world_size)
     setup = dataclasses.replace(setup, config=config)
     _check_same_rows(setup, examples)
     for line in loading.lines():
@@ -113,20 +117,27 @@ def _check_same_rows(setup: Setup, examples: Examples) -> None:
 
 def _train(setup: Setup, loading: LoadPlan, tokenizer: Any, examples: Examples) -> int:
     """From here on torch, transformers and peft are at work."""
+    from transformers import set_seed
+
     from swift.models.load import load_model
     from swift.models.tuners import apply_tuner, trainable_summary
-    from swift.train.arguments import steps_in_run, training_arguments
+    from swift.train.arguments import check_optimizer, steps_in_run, training_arguments
     from swift.train.build import build_trainer
 
     config = setup.config
     total = steps_in_run(config, len(examples.train), setup.world_size)
+    if setup.point is not None and setup.point.step >= total and not starts_anew(config):
+        return _nothing_left(setup.point, config)
     args = training_arguments(config, total)
+    check_optimizer(args)
+    set_seed(config.training.seed)
     model = load_model(_weights_directory(setup), loading)
     if setup.adapter is not None:
         from swift.models.adapters import load_adapter
 
         model = load_adapter(model, setup.adapter, trainable=True)
     else:
+        set_seed(config.training.seed)  # the adapter's first values depend on the seed alone
         model = apply_tuner(model, config.tuner, new_token_ids=_new_token_ids(loading, setup, tokenizer))
     log.info(trainable_summary(model))
     run_dir = _run_dir(setup, args, model, examples)
@@ -141,7 +152,7 @@ def _train(setup: Setup, loading: LoadPlan, tokenizer: Any, examples: Examples) 
             examples.val,
             examples.collate,
             sources=examples.source,
-            lengths=examples.lengths,
+            lengths=examples.train.lengths.tolist(),
             interrupt=interrupt,
             save_tokenizer=config.tuner.tuner_type == "full" or bool(loading.new_special_tokens),
             data_fingerprint=examples.fingerprint,
@@ -151,9 +162,43 @@ def _train(setup: Setup, loading: LoadPlan, tokenizer: Any, examples: Examples) 
         finally:
             trainer.close_reporters()
     if args.should_save:
-        summary.finish(trainer, run_dir, interrupt)
+        summary.finish(run_dir, _outcome(trainer, config, interrupt))
     trainer.accelerator.end_training()  # leaves the process group in order
     return interrupt.exit_code
+
+
+def _outcome(trainer: SftTrainer, config: SftConfig, interrupt: Interrupt) -> summary.Outcome:
+    state = trainer.state
+    return summary.Outcome(
+        step=state.global_step,
+        max_steps=state.max_steps,
+        seconds=trainer.watch.elapsed(),
+        last=trainer.last_saved,
+        best=trainer.best_saved,
+        best_metric=state.best_metric,
+        metric=_metric(config),
+        tokens_seen=trainer.tokens_seen,
+        prefer_best=config.evaluation.load_best_model_at_end,
+        interrupted=interrupt.signal is not None and state.global_step < state.max_steps,
+    )
+
+
+def _nothing_left(point: ResumePoint, config: SftConfig) -> int:
+    """The run was complete; what a kill may have left undone after its last checkpoint is done now."""
+    log.warning("nothing is left to train: the run has had all its %d steps", point.step)
+    best = config.evaluation.load_best_model_at_end
+    if int(os.environ.get("RANK", "0")) == 0:
+        summary.finish(point.run_dir, summary.outcome_of(point.checkpoint, _metric(config), best))
+    return 0
+
+
+def _metric(config: SftConfig) -> str:
+    return (config.evaluation.metric_for_best_model or "loss").removeprefix("eval_")
+
+
+def starts_anew(config: SftConfig) -> bool:
+    """Only the weights are taken from the checkpoint: steps and rows begin at zero."""
+    return config.saving.resume_only_model and config.saving.ignore_data_skip
 
 
 def _new_token_ids(loading: LoadPlan, setup: Setup, tokenizer: Any) -> list[int]:

@@ -2,70 +2,100 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from swift import runs
 from swift.train import manifest
-from swift.train.callbacks import clock
+from swift.train.checkpoints import PROGRESS, TRAINER_STATE
+from swift.train.clock import clock
 from swift.train.curves import save_images, series, terminal_curve
-
-if TYPE_CHECKING:
-    from swift.train.interrupt import Interrupt
-    from swift.train.trainer import SftTrainer
 
 log = logging.getLogger("swift")
 
 
-def finish(trainer: SftTrainer, run_dir: Path, interrupt: Interrupt) -> None:
+@dataclass(frozen=True)
+class Outcome:
+    """How far a run has come. `prefer_best`: the result is the best checkpoint, not the last."""
+
+    step: int
+    max_steps: int
+    seconds: float
+    last: Path | None
+    best: Path | None
+    best_metric: float | None
+    metric: str
+    tokens_seen: Mapping[str, int]
+    prefer_best: bool
+    interrupted: bool = False
+
+    @property
+    def result(self) -> Path | None:
+        return self.best if self.prefer_best and self.best else self.last or self.best
+
+
+def outcome_of(checkpoint: Path, metric: str, prefer_best: bool) -> Outcome:
+    """The outcome of a run whose last checkpoint this is, from its files."""
+    state = json.loads((checkpoint / TRAINER_STATE).read_text(encoding="utf-8"))
+    progress = json.loads((checkpoint / PROGRESS).read_text(encoding="utf-8"))
+    best = progress["best_checkpoint"]
+    return Outcome(
+        step=state["global_step"],
+        max_steps=state["max_steps"],
+        seconds=progress["elapsed_seconds"],
+        last=checkpoint,
+        best=checkpoint.parent / best if best else None,
+        best_metric=state["best_metric"],
+        metric=metric,
+        tokens_seen=progress["tokens_seen"],
+        prefer_best=prefer_best,
+    )
+
+
+def finish(run_dir: Path, outcome: Outcome) -> None:
     """Draw the curves, complete the manifest, print the summary."""
     records = runs.read_log(run_dir / runs.LOG)
     images = save_images(records, run_dir / "images")
-    state = trainer.state
-    stopped = interrupt.signal is not None and state.global_step < state.max_steps
-    last = trainer.last_saved
-    best = trainer.best_saved
-    wanted = best if trainer.schedule.evaluation.load_best_model_at_end and best else last or best
     manifest.end(
         run_dir,
-        state="interrupted" if stopped else "finished",
-        steps=state.global_step,
-        last_checkpoint=last.name if last else None,
-        best_checkpoint=best.name if best else None,
-        best_metric=state.best_metric,
-        result=wanted.name if wanted else None,
-        seconds=round(trainer.watch.elapsed(), 3),
-        input_tokens=trainer.tokens_seen["inputs"],
-        trained_tokens=trainer.tokens_seen["tokens"],
+        state="interrupted" if outcome.interrupted else "finished",
+        steps=outcome.step,
+        last_checkpoint=outcome.last.name if outcome.last else None,
+        best_checkpoint=outcome.best.name if outcome.best else None,
+        best_metric=outcome.best_metric,
+        result=outcome.result.name if outcome.result else None,
+        seconds=round(outcome.seconds, 3),
+        input_tokens=outcome.tokens_seen["inputs"],
+        trained_tokens=outcome.tokens_seen["tokens"],
     )
     _, losses = series(records, "loss")
     if len(losses) > 1:
         log.info("\nloss\n%s", terminal_curve(losses))
-    for line in summary_lines(trainer, run_dir, wanted, stopped, bool(images)):
+    for line in summary_lines(run_dir, outcome, bool(images)):
         log.warning(line)
 
 
-def summary_lines(trainer: SftTrainer, run_dir: Path, wanted: Path | None, stopped: bool, images: bool) -> list[str]:
-    state = trainer.state
-    verb = "stopped" if stopped else "finished"
-    lines = [f"{verb} at step {state.global_step} of {state.max_steps} after {clock(trainer.watch.elapsed())}"]
+def summary_lines(run_dir: Path, outcome: Outcome, images: bool) -> list[str]:
+    verb = "stopped" if outcome.interrupted else "finished"
+    lines = [f"{verb} at step {outcome.step} of {outcome.max_steps} after {clock(outcome.seconds)}"]
     lines.append(f"run directory:   {shown(run_dir)}")
-    if trainer.last_saved:
-        lines.append(f"last checkpoint: {shown(trainer.last_saved)}")
-    if trainer.best_saved:
-        metric = (trainer.args.metric_for_best_model or "loss").removeprefix("eval_")
-        lines.append(f"best checkpoint: {shown(trainer.best_saved)} (eval_{metric} {state.best_metric:.4f})")
+    if outcome.last:
+        lines.append(f"last checkpoint: {shown(outcome.last)}")
+    if outcome.best:
+        lines.append(f"best checkpoint: {shown(outcome.best)} (eval_{outcome.metric} {outcome.best_metric:.4f})")
     if images:
         lines.append(f"curves:          {shown(run_dir / 'images')}")
-    if stopped:
-        where = f"--resume_from_checkpoint {quoted(run_dir)}" if trainer.last_saved else "(nothing was saved)"
+    if outcome.interrupted:
+        where = f"--resume_from_checkpoint {quoted(run_dir)}" if outcome.last else "(nothing was saved)"
         lines.append(f"go on with:      swift sft {where}")
-    elif wanted is not None:
-        option = "--adapters" if (wanted / "adapter_config.json").is_file() else "--model"
-        lines.append(f"talk to it:      swift infer {option} {quoted(wanted)}")
+    elif outcome.result is not None:
+        option = "--adapters" if (outcome.result / "adapter_config.json").is_file() else "--model"
+        lines.append(f"talk to it:      swift infer {option} {quoted(outcome.result)}")
     return lines
 
 

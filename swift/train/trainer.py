@@ -58,7 +58,7 @@ class EpochOrder(Sampler[int]):
 
 class SftTrainer(Trainer):
     """`train_dataset` and `eval_dataset`: sequences of encoded rows. `data_collator` gives `input_ids`, `attention_mask`,
-    `labels` int64 [B, T] and `row_ids` int64 [B]; `sources(row_id)` says where a row comes from.
+    `labels` int64 [B, T] and `row_ids`, a list of B; `sources(row_id)` says where a row comes from.
 
     `save_model_files(directory)` writes the weights (and the tokenizer) of one checkpoint; `load_weights(directory)` puts a
     checkpoint's weights into the model. `parameter_groups()`, if given, are the optimizer's.
@@ -118,7 +118,7 @@ class SftTrainer(Trainer):
         self.tally = metrics.Tally(args.device)
         self.watch = metrics.Stopwatch()
         self.tokens_seen = {"inputs": 0, "tokens": 0}
-        self._step_losses: list[tuple[torch.Tensor, torch.Tensor]] = []
+        self._step_losses: list[tuple[torch.Tensor, list[int]]] = []
 
     @property
     def run_dir(self) -> Path:
@@ -199,8 +199,8 @@ class SftTrainer(Trainer):
         self._step_losses.clear()
         return norm
 
-    def _not_finite(self, what: str, batches: list[torch.Tensor]) -> None:
-        rows = [self.sources(row) for batch in batches for row in batch.tolist()]
+    def _not_finite(self, what: str, batches: list[list[int]]) -> None:
+        rows = [self.sources(row) for batch in batches for row in batch]
         shown = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
         raise TrainingError(
             f"the {what} of step {self.state.global_step + 1} is not a finite number; the weights are as before it",
@@ -383,11 +383,15 @@ class SftTrainer(Trainer):
         self.load_weights(Path(resume_from_checkpoint))
 
     def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial):
+        if self.resume_only_model and self.args.ignore_data_skip:
+            resume_from_checkpoint = None  # the weights are loaded; steps and rows begin at zero
         found = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
         if resume_from_checkpoint is not None:
             self.args.eval_on_start = False
+            if self.resume_only_model:  # another course may have another best
+                self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
             self._restore_progress(Path(resume_from_checkpoint))
         self.watch = metrics.Stopwatch(self.watch.earlier)
         return found

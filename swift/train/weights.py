@@ -9,16 +9,18 @@ from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
 from peft.utils import load_peft_weights
 
 from swift.errors import CheckpointError
+from swift.models.quiet import quiet
 
 
 def save_weights(model: torch.nn.Module, directory: Path, max_shard_size: str) -> None:
     """An adapter directory for a PeftModel, a whole model directory otherwise."""
-    if isinstance(model, PeftModel):
-        # Whole embeddings never belong to an adapter here (new tokens have rows of their own), and asking peft to
-        # find out would make it look for the base model on a hub.
-        model.save_pretrained(str(directory), save_embedding_layers=False)
-    else:
-        model.save_pretrained(str(directory), max_shard_size=max_shard_size)
+    with quiet():
+        if isinstance(model, PeftModel):
+            # Whole embeddings never belong to an adapter here (new tokens have rows of their own), and asking peft to
+            # find out would make it look for the base model on a hub.
+            model.save_pretrained(str(directory), save_embedding_layers=False)
+        else:
+            model.save_pretrained(str(directory), max_shard_size=max_shard_size)
 
 
 def load_weights(model: torch.nn.Module, directory: Path) -> None:

@@ -13,11 +13,11 @@ TEXTS = [
     "  leading and trailing spaces  ",
     "\nstarts with a newline",
     "a | b\n--|--\n1 | 2\n\n\nthe end",
-    "{\"json\": [1, 2, {\"x\": null}]} <b>html</b> & more",
+    '{"json": [1, 2, {"x": null}]} <b>html</b> & more',
     "مرحبا بالعالم",
     "x" * 40,
 ]
-THOUGHTS = ["Let me think.", "First 1.\nThen 2.\n\nSo 3.", "我想一想", "It is \"easy\"."]
+THOUGHTS = ["Let me think.", "First 1.\nThen 2.\n\nSo 3.", "我想一想", 'It is "easy".']
 TOOLS = [
     {
         "type": "function",
@@ -50,8 +50,14 @@ TOOLS = [
 
 
 def conversation(
-    seed: int, *, system: bool = True, reasoning: bool = False, tools: bool = False, parallel: bool = False,
-    empty: bool = False, rounds: int | None = None,
+    seed: int,
+    *,
+    system: bool = True,
+    reasoning: bool = False,
+    tools: bool = False,
+    parallel: bool = False,
+    empty: bool = False,
+    rounds: int | None = None,
 ) -> dict:
     """A row {"messages", "tools"?} that alternates user and assistant and ends with an assistant message.
 

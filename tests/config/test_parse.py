@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from swift.config.commands import InferConfig, ListConfig, SftConfig
+from swift.config.commands import InferConfig, ListModelsConfig, SftConfig
 from swift.config.parse import parse
 from swift.config.record import explain, inherit, save_args
 from swift.errors import NotBuiltYet, UsageError
@@ -92,8 +92,9 @@ def test_backend_names_of_older_versions():
         assert parse(InferConfig, ["--infer_backend", word]).config.infer.infer_backend == "pt"
 
 
-def test_a_lone_word_is_the_query_of_the_lists():
-    assert parse(ListConfig, ["qwen3"], "query").config.listing.query == "qwen3"
+def test_words_without_an_option_are_the_query_of_the_lists():
+    config = parse(ListModelsConfig, ["qwen3", "thinking", "--modality", "image"], "query").config
+    assert config.listing.query == ("qwen3", "thinking") and config.listing.modality == "image"
 
 
 def test_off_is_fine_for_what_is_not_built_and_on_is_an_error():

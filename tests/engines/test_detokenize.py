@@ -7,7 +7,14 @@ from hypothesis import strategies as st
 from swift.engines.detokenize import Detokenizer, StopSearch
 from tests import tiny
 
-TEXTS = ["plain words", "你好，世界！请介绍一下。", "emoji 👩‍👩‍👧 flags 🇫🇷 and ✅", "mixed é ñ ü — “quotes”\n\ttab", "", " leading"]
+TEXTS = [
+    "plain words",
+    "你好，世界！请介绍一下。",
+    "emoji 👩‍👩‍👧 flags 🇫🇷 and ✅",
+    "mixed é ñ ü — “quotes”\n\ttab",
+    "",
+    " leading",
+]
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +28,16 @@ def sentencepiece_like():
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    pieces = ["<unk>", *(f"<0x{i:02X}>" for i in range(256)), "▁", "▁he", "llo", "▁wor", "ld", *"abcdefghijklmnopqrstuvwxyz"]
+    pieces = [
+        "<unk>",
+        *(f"<0x{i:02X}>" for i in range(256)),
+        "▁",
+        "▁he",
+        "llo",
+        "▁wor",
+        "ld",
+        *"abcdefghijklmnopqrstuvwxyz",
+    ]
     vocabulary = {piece: i for i, piece in enumerate(pieces)}
     tokenizer = Tokenizer(models.BPE(vocabulary, [], byte_fallback=True, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
@@ -72,7 +88,9 @@ def test_hidden_ids_leave_no_text(byte_level):
     cuts=st.lists(st.integers(1, 4), min_size=30, max_size=30),
 )
 def test_text_ends_before_the_first_stop_however_it_is_cut(text, stops, cuts):
-    """Reference: each prefix of the text, the first that contains a stop decides; of several at once the earliest start."""
+    """Reference: each prefix of the text, the first that contains a stop decides; of several at once the earliest
+    start.
+    """
     search, shown, rest = StopSearch(stops), "", text
     for cut in cuts:
         shown += search.push(rest[:cut])

@@ -1,4 +1,6 @@
-"""The pt engine against plain transformers: every greedy answer is `generate`'s, whatever runs beside it; nothing harms its neighbour."""
+"""The pt engine against plain transformers: every greedy answer is `generate`'s, whatever runs beside it; nothing
+harms its neighbour.
+"""
 
 import asyncio
 import threading
@@ -6,7 +8,15 @@ import threading
 import pytest
 import torch
 
-from swift.engines.protocol import GenerationRequest, RequestError, Sampling, generate, generate_all, stream
+from swift.engines.protocol import (
+    EngineError,
+    GenerationRequest,
+    RequestError,
+    Sampling,
+    generate,
+    generate_all,
+    stream,
+)
 from swift.engines.pt import PtEngine
 from tests import tiny
 
@@ -45,7 +55,9 @@ def greedy(prompt, length):
 
 
 def reference(model, prompt, length, **settings):
-    output = model.generate(torch.tensor([prompt]), max_new_tokens=length, pad_token_id=0, **{"do_sample": False, **settings})
+    output = model.generate(
+        torch.tensor([prompt]), max_new_tokens=length, pad_token_id=0, **{"do_sample": False, **settings}
+    )
     return output[0, len(prompt) :].tolist()
 
 
@@ -133,7 +145,9 @@ def test_sampling_with_a_seed_is_the_same_alone_and_in_company(engine):
 
     alone = [generate(engine, sampled(p, i)).token_ids for i, p in enumerate(prompts)]
     together = [r.token_ids for r in generate_all(engine, [sampled(p, i) for i, p in enumerate(prompts)])]
-    reversed_ = [r.token_ids for r in generate_all(engine, [sampled(p, i) for i, p in reversed(list(enumerate(prompts)))])]
+    reversed_ = [
+        r.token_ids for r in generate_all(engine, [sampled(p, i) for i, p in reversed(list(enumerate(prompts)))])
+    ]
     assert alone == together == reversed_[::-1]
     assert generate(engine, sampled(prompts[1], 1)).token_ids != generate(engine, sampled(prompts[1], 2)).token_ids
 
@@ -146,7 +160,9 @@ def test_repetition_penalty_and_end_tokens_as_in_generate(engine, llama):
     assert list(generate(engine, request).token_ids) == reference(llama, prompt, 20, repetition_penalty=1.3)
     plain = reference(llama, prompt, 20)
     end = plain[7]
-    request = GenerationRequest(prompt_ids=prompt, sampling=Sampling(max_new_tokens=20, temperature=0, stop_token_ids=(end,)))
+    request = GenerationRequest(
+        prompt_ids=prompt, sampling=Sampling(max_new_tokens=20, temperature=0, stop_token_ids=(end,))
+    )
     result = generate(engine, request)
     assert list(result.token_ids) == reference(llama, prompt, 20, eos_token_id=end)
     assert result.finish_reason == "stop"
@@ -175,13 +191,17 @@ def test_streamed_text_is_the_final_text_and_stop_words_are_not_in_it(engine, to
 
 def test_logprobs_are_those_of_a_forward_pass(engine, llama):
     prompt = prompts_of()[1]
-    request = GenerationRequest(prompt_ids=prompt, sampling=Sampling(max_new_tokens=8, temperature=0, logprobs=True, top_logprobs=3))
+    request = GenerationRequest(
+        prompt_ids=prompt, sampling=Sampling(max_new_tokens=8, temperature=0, logprobs=True, top_logprobs=3)
+    )
     result = generate(engine, request)
     ids = torch.tensor([prompt + list(result.token_ids)])
     with torch.no_grad():
         table = llama(ids).logits[0].log_softmax(-1)[len(prompt) - 1 : -1]
     assert [p.token_id for p in result.logprobs] == list(result.token_ids)
-    assert [p.logprob for p in result.logprobs] == pytest.approx([float(row[i]) for row, i in zip(table, result.token_ids, strict=True)], abs=1e-4)
+    assert [p.logprob for p in result.logprobs] == pytest.approx(
+        [float(row[i]) for row, i in zip(table, result.token_ids, strict=True)], abs=1e-4
+    )
     assert [[i for i, _, _ in p.top] for p in result.logprobs] == table.topk(3).indices.tolist()
 
 
@@ -189,10 +209,14 @@ def test_a_failing_request_fails_alone(engine, llama):
     """Ids outside the vocabulary make the whole batch's forward pass raise."""
     good = prompts_of()
     requests = [greedy(p, 10) for p in good]
-    requests[2:2] = [greedy([5, 99999], 10), greedy([], 10), GenerationRequest(prompt_ids=[1], sampling=Sampling(top_p=7))]
+    requests[2:2] = [
+        greedy([5, 99999], 10),
+        greedy([], 10),
+        GenerationRequest(prompt_ids=[1], sampling=Sampling(top_p=7)),
+    ]
     requests.append(greedy([4] * 600, 10))
     results = list(generate_all(engine, requests))
-    assert [type(r.error) for r in results[2:5]] == [IndexError, RequestError, RequestError]
+    assert [type(r.error) for r in results[2:5]] == [EngineError, RequestError, RequestError]
     assert isinstance(results[-1].error, RequestError)
     assert [list(r.token_ids) for r in results[:2] + results[5:-1]] == [reference(llama, p, 10) for p in good]
     assert list(generate(engine, greedy(good[0], 5)).token_ids) == reference(llama, good[0], 5)

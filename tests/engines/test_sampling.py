@@ -63,7 +63,9 @@ def test_the_distribution_is_that_of_generate(rule):
 @pytest.mark.parametrize("top_p", [0.3, 0.99])
 def test_the_nucleus_is_exact_for_large_flat_vocabularies(size, top_p):
     scores = 0.1 * logits(3, size=size)
-    kept = set(torch.nonzero(reference(scores.clone(), [0], SamplingRule(temperature=1.0, top_p=top_p))).flatten().tolist())
+    kept = set(
+        torch.nonzero(reference(scores.clone(), [0], SamplingRule(temperature=1.0, top_p=top_p))).flatten().tolist()
+    )
     drawn = {Sampler(SamplingRule(temperature=1.0, top_p=top_p), seed, [0]).choose(scores[0]) for seed in range(300)}
     assert drawn <= kept
     assert len(drawn) > 50

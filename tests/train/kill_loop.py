@@ -82,13 +82,13 @@ def sitting(run_dir: Path, kind: str, after: float | None = None, at_operation: 
             os._exit(code)
     os.close(write)
     if after is not None:
-        while time.monotonic() - start < after and os.waitpid(child, os.WNOHANG) == (0, 0):
+        ended, status = 0, 0
+        while not ended and time.monotonic() - start < after:
             time.sleep(0.005)
-        try:
+            ended, status = os.waitpid(child, os.WNOHANG)
+        if not ended:
             os.kill(child, signal.SIGKILL)
             status = os.waitpid(child, 0)[1]
-        except (ProcessLookupError, ChildProcessError):
-            status = 0
     else:
         status = os.waitpid(child, 0)[1]
     operations = os.read(read, 100).decode()
@@ -108,7 +108,7 @@ def main(directory: Path, kind: str, seed: int, timed: int, writes: int) -> dict
         killed = 0
         while killed < 40:
             if number < timed:
-                was_killed, _, _ = sitting(run_dir, kind, after=chance.uniform(0.3, 1.0) * seconds)
+                was_killed, _, _ = sitting(run_dir, kind, after=chance.uniform(0.3, 1.0) * seconds * (1 + killed / 5))
             else:
                 moment = first[number - timed] if killed == 0 else None
                 was_killed, _, _ = sitting(run_dir, kind, at_operation=moment)

@@ -39,7 +39,7 @@ def collate(batch: list[dict]) -> dict[str, torch.Tensor]:
         "input_ids": padded("input_ids", 0),
         "attention_mask": torch.tensor(mask),
         "labels": padded("labels", -100),
-        "row_ids": torch.tensor([row["row_id"] for row in batch]),
+        "row_ids": [row["row_id"] for row in batch],
     }
 
 

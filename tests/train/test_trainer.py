@@ -235,11 +235,11 @@ def test_steps_are_predicted_right(tmp_path, base):
 
 
 def test_unknown_schedules_and_optimizers_are_refused():
-    from swift.train.arguments import check_names
+    from swift.train.arguments import check_schedule
 
     for typed in (dict(lr_scheduler_type="cosinus"), dict(optim="adam")):
         with pytest.raises(UsageError) as caught:
-            check_names(support.config(**typed))
+            check_schedule(support.config(**typed))
         assert "cosine" in caught.value.fix or "adamw_torch_fused" in caught.value.fix
 
 

@@ -1,0 +1,209 @@
+"""`swift export`: merges adapters into their base. Quantization and conversion are not built yet, and say so.
+
+Promises: options and files are checked before torch is imported; --dry_run writes and loads nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from swift.config.commands import ExportConfig
+from swift.config.record import explain, inherit, save_args
+from swift.engines.infer import speak
+from swift.errors import NotBuiltYet, UsageError
+from swift.hub import AdapterFiles, LocalModel, ModelFiles, check_adapter_files, check_model_files, resolve_model
+
+log = logging.getLogger("swift")
+
+MOST_PROMPTS, MOST_TOKENS = 8, 256
+PROMPTS = (
+    "Who are you?",
+    "你是谁？",
+    "What is the capital of France? Answer in one sentence.",
+    "请用一句话介绍北京。",
+    "Write a Python function that adds two numbers.",
+    "把下面的句子翻译成英文：今天天气很好。",
+)
+# settings that are part of the merged weights and config already, or that concerned the training
+ABSORBED: dict[str, Any] = {
+    "adapters": (),
+    "model": None,
+    "model_revision": None,
+    "torch_dtype": None,
+    "rope_scaling": None,
+    "new_special_tokens": (),
+    "quant_method": None,
+    "quant_bits": None,
+}
+
+
+def main(config: ExportConfig) -> int:
+    """Run `swift export`; 0, or an error."""
+    speak()
+    if config.given("quant_method") or config.given("quant_bits"):
+        named = config.quantization.quant_method or f"{config.quantization.quant_bits} bits"
+        fix = "--load_in_8bit / --load_in_4bit quantize while loading (swift infer, swift sft)"
+        raise NotBuiltYet(f"exporting a quantized model ({named}) is not built yet", where="--quant_method", fix=fix)
+    if not config.model.adapters:
+        fix = "swift export --adapters CHECKPOINT --merge_lora true"
+        if config.export.merge_lora:
+            raise UsageError("no adapter to merge", where="--merge_lora", fix=fix)
+        raise UsageError("nothing to export", fix=fix)
+    if not config.export.merge_lora:
+        raise UsageError("what to do with the adapter is not said", where="--adapters", fix="add --merge_lora true")
+    return _merge(config)
+
+
+def _merge(config: ExportConfig) -> int:
+    from swift.models.adapters import find_checkpoint
+
+    adapters = tuple(find_checkpoint(path) for path in config.model.adapters)
+    files = [check_adapter_files(path) for path in adapters]
+    if config.model.load_args:
+        config = inherit(config, adapters[0])
+    config, model = find_base(config, files)
+    base_files = check_model_files(model.path)
+    if config.export.output_dir is None:
+        config = config.decide("the adapter's directory and -merged", output_dir=f"{adapters[0]}-merged")
+    config = _decide_dtype(config, base_files)
+    from swift.export.merge import check_output
+
+    check_output(Path(config.export.output_dir).expanduser(), config.export.exist_ok, (model.path, *adapters))
+    if config.common.dry_run:
+        print(explain(config))
+        return 0
+    merge_adapters(config, model, base_files, adapters)
+    return 0
+
+
+def find_base(config: ExportConfig, files: list[AdapterFiles]) -> tuple[ExportConfig, LocalModel]:
+    """The base: --model, else the one in the run's args.json, else the one that the adapter names."""
+    if config.model.model is None:
+        named = files[0].base_model
+        if named is None:
+            raise UsageError("the adapter doesn't name its base model", where=str(files[0].path), fix="name it with --model")
+        config = config.decide(f"the base named in {files[0].path}", model=named)
+    options = config.model
+    model = resolve_model(
+        options.model,
+        revision=options.model_revision,
+        use_hf=options.use_hf,
+        hub_token=options.hub_token,
+        model_dir=options.model_dir,
+    )
+    return config, model
+
+
+def _decide_dtype(config: ExportConfig, files: ModelFiles) -> ExportConfig:
+    """The merged weights keep the base's dtype. A dtype that the training ran in is no reason to change it."""
+    if config.export.merge_dtype is not None:
+        return config
+    if config.given("torch_dtype") and config.model.torch_dtype:
+        return config.decide("--torch_dtype", merge_dtype=config.model.torch_dtype)
+    dtype, why = base_dtype(files)
+    return config.decide(why, merge_dtype=dtype)
+
+
+def base_dtype(files: ModelFiles) -> tuple[str, str]:
+    """(dtype, why): of most of the stored values; bfloat16 for those that aren't stored as plain floats."""
+    names = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+    if not files.dtypes:
+        stated = str(files.config.get("dtype") or files.config.get("torch_dtype") or "float32").removeprefix("torch.")
+        return (stated if stated in names.values() else "bfloat16"), "the base's config.json"
+    most = max(files.dtypes, key=lambda name: files.dtypes[name])
+    if files.is_gguf or most not in names:
+        return "bfloat16", f"the base's weights are {most}, dequantized"
+    return names[most], "the base's weights are"
+
+
+def merge_adapters(config: ExportConfig, model: LocalModel, files: ModelFiles, adapters: tuple[Path, ...]) -> Path:
+    """Merge as the config says and return the directory."""
+    import dataclasses
+
+    from swift.export.merge import MergeJob, merge, refuse_quantized
+    from swift.models.device import pick_device
+    from swift.models.gguf import as_directory
+    from swift.models.load import load_tokenizer
+    from swift.models.plan import plan_loading
+
+    base = as_directory(model.path)
+    files = check_model_files(base)
+    options = dataclasses.replace(config.model, torch_dtype=config.export.merge_dtype)
+    plain = dataclasses.replace(config.quantization, quant_method=None, quant_bits=None)
+    plan = plan_loading(options, plain, files, pick_device(), training=True)
+    refuse_quantized(plan)
+    # a tokenizer was saved with the adapter when training added tokens to it
+    home = adapters[-1] if (adapters[-1] / "tokenizer_config.json").is_file() else base
+    tokenizer = load_tokenizer(home, trust_remote_code=plan.trust_remote_code, new_special_tokens=plan.new_special_tokens)
+    prompts, template = find_prompts(config, model, files, adapters, tokenizer)
+    out = Path(config.export.output_dir).expanduser()
+    job = MergeJob(base, files, adapters, out, plan, prompts, config.export.max_shard_size, config.export.exist_ok)
+    for path in adapters:
+        log.info("merging %s into %s", path, base)
+    if "quantization" in plan.reasons:
+        log.info(plan.reasons["quantization"])
+
+    def complete(directory: Path, proof) -> None:
+        if home != base or plan.new_special_tokens or template is not None:
+            tokenizer.chat_template = template or tokenizer.chat_template
+            tokenizer.save_pretrained(directory)
+        (directory / "README.md").write_text(model_card(config, adapters, proof), encoding="utf-8")
+        kept = config.replace({name: value for name, value in ABSORBED.items() if name in config.specs()}, "decided", "merged")
+        save_args(directory, "export", kept, merged_from={"base": str(base), "adapters": [str(path) for path in adapters]})
+
+    merge(job, complete)
+    log.info("merged model: %s", out)
+    return out
+
+
+def find_prompts(
+    config: ExportConfig, model: LocalModel, files: ModelFiles, adapters: tuple[Path, ...], tokenizer: Any
+) -> tuple[list[list[int]], str | None]:
+    """(token ids of the prompts to compare on, Jinja text of a template other than the tokenizer's own).
+
+    Rows of --dataset or --val_dataset if given, else those that the training held out, else a few built-in questions.
+    """
+    from swift.engines.setup import PlainEncoder, Source, choose_template
+
+    chat = config.chat
+    if not chat.use_chat_template:
+        encoder: Any = PlainEncoder(tokenizer, chat.system, chat.response_prefix)
+        return [encoder.prompt([{"role": "user", "content": text}])[:MOST_TOKENS] for text in PROMPTS], None
+    from swift.chat import ChatEncoder
+
+    template = choose_template(config, Source(model, files, adapters, adapters[0]), tokenizer)
+    encoder = ChatEncoder(tokenizer, template=template, system=chat.system, enable_thinking=chat.enable_thinking)
+    rows = _rows(config, adapters)
+    if rows:
+        ids = [encoder.encode(row).input_ids for row in rows[:MOST_PROMPTS]]
+        log.info("comparing on %d rows", len(ids))
+    else:
+        ids = [encoder.prompt([{"role": "user", "content": text}]) for text in PROMPTS]
+    return [list(prompt[:MOST_TOKENS]) for prompt in ids], template
+
+
+def _rows(config: ExportConfig, adapters: tuple[Path, ...]) -> list[Mapping[str, Any]]:
+    if config.data.dataset or config.data.val_dataset:
+        from swift.data.load import load_rows
+
+        loaded = load_rows(config.data, use_hf=config.model.use_hf, hub_token=config.model.hub_token)
+        return [*loaded.val, *loaded.train][:MOST_PROMPTS]
+    held_out = adapters[0].parent / "val_dataset.jsonl"
+    if not held_out.is_file():
+        return []
+    with open(held_out, encoding="utf-8") as file:
+        return [json.loads(line) for line, _ in zip(file, range(MOST_PROMPTS), strict=False)]
+
+
+def model_card(config: ExportConfig, adapters: tuple[Path, ...], proof: Any) -> str:
+    """README.md of the merged model: what it is made of and the figures of its proof."""
+    base = config.model.model
+    head = f"---\nlibrary_name: transformers\nbase_model: {base}\ntags:\n- merged\n---\n\n"
+    made = f"LoRA adapters ({', '.join(path.name for path in adapters)}) merged into `{base}`.\n\n"
+    return f"{head}# {Path(config.export.output_dir).name}\n\n{made}```\n" + "\n".join(proof.lines()) + "\n```\n"
+
+

@@ -1,0 +1,89 @@
+"""Compares the logits of two models on the same prompts, and says what difference rounding explains.
+
+The chain of a merge's proof, all computed in float32 where memory allows (docs/decisions has the reasons):
+  base + adapter --(merge, float32)--> merged --(round to the saved dtype)--> rounded --(save, load)--> reloaded
+The first and the last arrow must change nothing but float32 noise. What the middle one changes is the rounding, by construction; it is
+shown, and a warning is given when it is larger than what the adapter itself changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+
+import torch
+
+from swift.errors import ExportError
+
+NOISE = {torch.float32: 1e-4, torch.bfloat16: 2**-4, torch.float16: 2**-7}  # of the largest logit
+
+
+@dataclass(frozen=True)
+class MergeProof:
+    """Largest absolute differences of logits over all positions of all prompts; `agreement`: share of equal top-1 tokens."""
+
+    prompts: int
+    positions: int
+    computed_in: str
+    largest_logit: float
+    adapter_effect: float  # base -> base + adapter
+    merge_difference: float  # base + adapter -> merged in memory
+    rounding: float  # merged in memory -> rounded to the saved dtype
+    difference: float  # base + adapter -> reloaded from disk
+    reload_difference: float  # rounded in memory -> reloaded from disk
+    agreement: float
+    changed_tensors: int
+    tensors: int
+
+    def lines(self) -> list[str]:
+        return [
+            f"proof on {self.prompts} prompts ({self.positions} positions, computed in {self.computed_in}):",
+            f"  the adapter changes the base's logits by up to      {self.adapter_effect:.4g}",
+            f"  the merged model differs from base+adapter by up to {self.difference:.4g}  (rounding of its weights: {self.rounding:.4g})",
+            f"  the most likely token is the same at                {100 * self.agreement:.2f} % of the positions",
+            f"  tensors changed by the merge                        {self.changed_tensors} of {self.tensors}",
+        ]
+
+    def to_json(self) -> dict:
+        return asdict(self)
+
+    def check(self) -> None:
+        """ExportError when nothing changed or more changed than rounding explains."""
+        noise = NOISE[getattr(torch, self.computed_in)] * max(1.0, self.largest_logit)
+        if self.changed_tensors == 0:
+            fix = "--merge_dtype float32 keeps changes this small" if self.adapter_effect else "is the adapter trained?"
+            raise ExportError("merging changed nothing: the merged weights equal the base's", fix=fix)
+        if self.adapter_effect == 0:
+            raise ExportError("the adapter changes no logit of the base", fix="is the adapter trained, and for this base?")
+        if self.reload_difference > noise:
+            raise ExportError(f"the saved model is not the merged one: logits differ by {self.reload_difference:.4g} (noise {noise:.2g})")
+        if self.merge_difference > noise:
+            raise ExportError(f"the merged model is not base+adapter: logits differ by {self.merge_difference:.4g} (noise {noise:.2g})")
+
+    def warning(self) -> str | None:
+        """A merge that is right, but whose dtype is too coarse for what was learned."""
+        if self.rounding <= self.adapter_effect:
+            return None
+        return "rounding the merged weights changes the logits more than the adapter does: --merge_dtype float32 keeps all of it"
+
+
+@torch.inference_mode()
+def logits_of(model, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+    """float32 logits [tokens, vocabulary] of each prompt, on the cpu; prompts go through one by one (no padding)."""
+    device = model.get_input_embeddings().weight.device
+    found = []
+    for ids in prompts:
+        inputs = torch.tensor([list(ids)], device=device)
+        found.append(model(input_ids=inputs, use_cache=False).logits[0].float().cpu())
+    return found
+
+
+def largest_difference(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
+    """NaN counts as infinite: a broken model must not pass."""
+    worst = max((a - b).abs().max().item() for a, b in zip(one, other, strict=True))
+    return worst if worst == worst else float("inf")
+
+
+def top1_agreement(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:
+    same = sum((a.argmax(-1) == b.argmax(-1)).sum().item() for a, b in zip(one, other, strict=True))
+    return same / sum(len(a) for a in one)

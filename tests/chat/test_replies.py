@@ -1,0 +1,75 @@
+"""parse(render(message)) == message: content, reasoning and tool calls, in the format of every template of trl."""
+
+from __future__ import annotations
+
+import pytest
+
+from swift.chat import ChatEncoder
+from swift.errors import TemplateError
+from tests.chat.conversations import TOOLS
+from tests.chat.templates import ORIGINAL, fitted
+
+
+def call(name: str, **arguments) -> dict:
+    return {"id": "call00001", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+WEATHER = call("get_weather", city='北京, "x"', days=3)
+SEARCH = call("search", query="what is 1+1?")
+REPLIES = {
+    "plain": {"content": 'Hello,\nworld! {"a": 1}'},
+    "reasoning": {"content": "An\n\nanswer", "reasoning_content": "I think\n\nhard."},
+    "call": {"content": "", "tool_calls": [WEATHER]},
+    "two calls": {"content": "", "tool_calls": [WEATHER, SEARCH]},
+    "no arguments": {"content": "", "tool_calls": [call("now")]},
+    "reasoning and call": {"content": "", "reasoning_content": "Hm.", "tool_calls": [WEATHER]},
+    "nested": {"content": "", "tool_calls": [call("search", query="a, b=c", opts={"k": [1, "two", True]})]},
+    "content and call": {"content": "I will look.", "tool_calls": [SEARCH]},
+}
+NOT_TOLD_APART = {("gptoss", "content and call")}  # content beside a call is written as reasoning
+
+
+@pytest.mark.parametrize("name", ORIGINAL)
+def test_parse_undoes_render(name):
+    tok = fitted(ORIGINAL[name].read_text(encoding="utf-8"))
+    encoder = ChatEncoder(tok)
+    for kind, reply in REPLIES.items():
+        row = {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", **reply}], "tools": TOOLS}
+        try:
+            encoded = encoder.encode(row)
+        except TemplateError:
+            continue
+        text = tok.decode([label for label in encoded.labels if label != -100])
+        expected = {**plain(reply)}
+        if "reasoning_left_out" in encoded.notes:
+            expected.pop("reasoning_content")
+        if (name, kind) not in NOT_TOLD_APART:
+            assert plain(encoder.parse(text, TOOLS)) == expected, (kind, text)
+
+
+def plain(message: dict) -> dict:
+    found = {key: message[key] for key in ("content", "reasoning_content") if key in message}
+    if "tool_calls" in message:
+        found["tool_calls"] = [c["function"] for c in message["tool_calls"]]
+    return found
+
+
+def test_models_spell_more_loosely_than_templates():
+    qwen = ChatEncoder(fitted(ORIGINAL["qwen3"].read_text(encoding="utf-8")))
+    text = (
+        '<think>\nx\n</think>\n\n<tool_call>{"name":"f","arguments":{"a":1}}</tool_call>\n<tool_call>broken</tool_call>'
+    )
+    message = qwen.parse(text)
+    assert message["reasoning_content"] == "x"
+    assert plain(message)["tool_calls"] == [{"name": "f", "arguments": {"a": 1}}]
+    assert qwen.parse("<think>\nunfinished") == {
+        "role": "assistant", "content": "", "reasoning_content": "unfinished",
+    }  # fmt: skip
+    assert qwen.parse("just text <b>x</b>") == {"role": "assistant", "content": "just text <b>x</b>"}
+    assert qwen.parse("") == {"role": "assistant", "content": ""}
+    llama = ChatEncoder(fitted(ORIGINAL["llama3_1"].read_text(encoding="utf-8")))
+    assert "tool_calls" not in llama.parse('{"name": "Bob", "age": 3}')
+    coder = ChatEncoder(fitted(ORIGINAL["qwen3_5_nothink"].read_text(encoding="utf-8")))
+    text = "<tool_call>\n<function=get_weather>\n<parameter=city>\n12\n</parameter>\n</function>\n</tool_call>"
+    assert plain(coder.parse(text, TOOLS))["tool_calls"][0]["arguments"] == {"city": "12"}
+    assert plain(coder.parse(text))["tool_calls"][0]["arguments"] == {"city": 12}
