@@ -83,7 +83,9 @@ def checkpoint(path: Path, family: str = "llama", seed: int = 0, chat_template: 
 
 
 def quantize_blocks(weight, block: int = 128):
-    """(float8_e4m3fn weight, float32 scales [ceil(rows/block), ceil(cols/block)]): every block's largest value becomes 448."""
+    """(float8_e4m3fn weight, float32 scales [ceil(rows/block), ceil(cols/block)]): every block's largest value
+    becomes 448.
+    """
     import torch
 
     rows, columns = weight.shape
@@ -106,8 +108,10 @@ def dequantize_blocks(quantized, scales, block: int = 128):
 
 
 def fp8_checkpoint(path: Path, family: str = "qwen3", seed: int = 0, block: int = 128, **changes) -> Path:
-    """A tiny checkpoint in the layout of the block-FP8 releases: F8_E4M3 linear weights with `weight_scale_inv` beside them,
-    embeddings, norms, routers and head in bfloat16, `quantization_config` in config.json. Experts have tensors of their own."""
+    """A tiny checkpoint in the layout of the block-FP8 releases: F8_E4M3 linear weights with `weight_scale_inv`
+    beside them, embeddings, norms, routers and head in bfloat16, `quantization_config` in config.json. Experts have
+    tensors of their own.
+    """
     import json
 
     from safetensors.torch import load_file, save_file

@@ -19,11 +19,13 @@ from typing import Any
 
 from swift.chat.encoded import Encoded, RowDropped
 from swift.chat.facts import TOOL, USER, Facts, learn
+from swift.chat.forms import tools_of, with_content, with_json_arguments
 from swift.chat.label import Planned, label, pieces
+from swift.chat.media import expand, media_of, with_blocks
 from swift.chat.render import ChatTemplate, Refusal, Rendered, compiled, normalised
 from swift.chat.replies import ReplyFormat, learn_replies
 from swift.chat.tokens import Tokenized, Tokens
-from swift.chat.turns import Conversation, Turn, common_prefix, composed, contents, find_turn, with_json_arguments
+from swift.chat.turns import Conversation, Turn, common_prefix, composed, contents, find_turn
 from swift.errors import DataError, TemplateError, UsageError
 
 SCHEMES = ("default", "last_round", "all")
@@ -77,8 +79,8 @@ class ChatEncoder:
 
     def encode(self, row: Mapping[str, Any]) -> Encoded:
         """One row -> one Encoded. Raises TemplateError, DataError, or RowDropped when it is too long."""
-        planned = self._plan(row)
-        whole, ends = label(planned, self._tokens.tokenize([planned.text], [planned.raw])[0], self._tokens)
+        planned = self._plan_whole(row)
+        whole, ends = self._whole(planned, self._tokens.tokenize([planned.text], [planned.raw])[0])
         found = pieces(whole, ends, self.max_length, self.truncation_strategy)
         if len(found) > 1:
             raise RowDropped("too_long", whole.length, self.max_length)
@@ -99,18 +101,24 @@ class ChatEncoder:
         plans: list[list[Planned] | TemplateError | DataError] = []
         for row in rows:
             try:
-                plans.append(self._plan_parts(row))
+                plans.append(self._plan_media(row) if media_of(row) else self._plan_parts(row))
             except (TemplateError, DataError) as error:
                 plans.append(error)
         every = [plan for found in plans if isinstance(found, list) for plan in found]
         tokenized = iter(self._tokens.tokenize([plan.text for plan in every], [plan.raw for plan in every]))
         return [self._parts(found, tokenized) if isinstance(found, list) else found for found in plans]
 
+    def _whole(self, plan: Planned, tokenized: Tokenized) -> tuple[Encoded, list[int]]:
+        whole, ends = label(plan, tokenized, self._tokens)
+        if plan.media:
+            whole = expand(whole, plan.text, plan.media, self.processor)
+        return whole, ends
+
     def _parts(self, plans: list[Planned], tokenized: Iterator[Tokenized]) -> list[Encoded] | RowDropped:
         found: list[Encoded] = []
         dropped: RowDropped | None = None
         for plan in plans:
-            whole, ends = label(plan, next(tokenized), self._tokens)
+            whole, ends = self._whole(plan, next(tokenized))
             try:
                 found += pieces(whole, ends, self.max_length, self.truncation_strategy)
             except RowDropped as error:
@@ -124,7 +132,7 @@ class ChatEncoder:
         template, facts = self._template(tools)
         chat = self._chat(messages, facts)
         try:
-            shown = template.render(chat, _tools(tools), add_generation_prompt=True, variables=self.variables)
+            shown = template.render(chat, tools_of(tools), add_generation_prompt=True, variables=self.variables)
         except Refusal as reason:
             raise TemplateError(f"the chat template refuses the conversation: {reason}") from None
         return shown.text + self.response_prefix
@@ -150,7 +158,7 @@ class ChatEncoder:
         source = self._source([TOOL])
         if source not in self._replies:
             self._replies[source] = self._learn_replies()
-        return self._replies[source].parse(text, _tools(tools))
+        return self._replies[source].parse(text, tools_of(tools))
 
     def _learn_replies(self) -> ReplyFormat:
         template, facts = self._template([TOOL])
@@ -179,6 +187,9 @@ class ChatEncoder:
 
     # --- planning: which text, which spans -----------------------------------------------------------------------
 
+    def _plan_whole(self, row: Mapping[str, Any]) -> Planned:
+        return replace(self._plan(row), media=media_of(row))
+
     def _plan(self, row: Mapping[str, Any]) -> Planned:
         if "messages" not in row:
             return self._plan_text(row)
@@ -190,6 +201,12 @@ class ChatEncoder:
             if turn.problem:
                 raise self._error(turn, talk, facts)
         return self._planned(talk, talk.text, facts, turns, weights)
+
+    def _plan_media(self, row: Mapping[str, Any]) -> list[Planned]:
+        """A row with media is one example: a part would need its own share of them."""
+        if self.processor is None:
+            raise DataError("the row has images, videos or audio, and the model has no processor for them")
+        return [self._plan_whole(row)]
 
     def _plan_parts(self, row: Mapping[str, Any]) -> list[Planned]:
         if "messages" not in row or self.loss_scale == "all":
@@ -231,7 +248,10 @@ class ChatEncoder:
         messages = row["messages"]
         if not messages:
             raise DataError("the row has no messages")
-        tools = _tools(row.get("tools"))
+        media = media_of(row)
+        if media:
+            messages = with_blocks(messages, media)
+        tools = tools_of(row.get("tools"))
         template, facts = self._template(tools)
         chat = self._chat(messages, facts)
         offset = len(chat) - len(messages)
@@ -334,9 +354,9 @@ class ChatEncoder:
     def _source(self, tools: Any) -> str | None:
         if self.template is not None:
             return self.template
-        if not self.tokenizer.chat_template:
-            return None
-        return self.tokenizer.get_chat_template(None, tools)
+        if self.tokenizer.chat_template:
+            return self.tokenizer.get_chat_template(None, tools)
+        return None if self.processor is None else self.processor.chat_template
 
     def _template(self, tools: Any) -> tuple[ChatTemplate, Facts]:
         source = self._source(tools)
@@ -361,13 +381,13 @@ class ChatEncoder:
             message.pop("loss_scale", None)
             if not isinstance(message.get("role"), str):
                 raise DataError(f"message {i + 1} has no role")
-            message = _with_content(message, facts, i)
+            message = with_content(message, facts, i)
             if message.get("tool_calls") and not (facts.text_arguments and facts.object_arguments):
                 message = with_json_arguments(message, as_text=facts.text_arguments)
             chat.append(message)
         if self.system is not None and (not chat or chat[0]["role"] not in ("system", "developer")):
             first = {"role": "system", "content": self.system}
-            chat.insert(0, _with_content(first, facts, 0))
+            chat.insert(0, with_content(first, facts, 0))
         return chat
 
     def _with_prefix(self, message: dict[str, Any]) -> dict[str, Any]:
@@ -380,27 +400,6 @@ class ChatEncoder:
 def _reasoning_left_out(message: Mapping[str, Any], text: str, turn: Turn) -> bool:
     here = "".join(text[a:b] for a, b in turn.spans)
     return any(piece not in here for piece in contents(message).get("reasoning", ()))
-
-
-def _with_content(message: dict[str, Any], facts: Facts, index: int) -> dict[str, Any]:
-    content = message.get("content")
-    if isinstance(content, str) and not facts.text_content:
-        return {**message, "content": [{"type": "text", "text": content}]}
-    if isinstance(content, list) and not facts.block_content:
-        if any(not isinstance(part, dict) or "text" not in part for part in content):
-            raise TemplateError(f"message {index + 1} has content that is not text; the chat template takes text only")
-        return {**message, "content": "".join(part["text"] for part in content)}
-    return message
-
-
-def _tools(tools: Any) -> list[Any] | None:
-    """A row's tools as a list; JSON text is read."""
-    if isinstance(tools, str):
-        try:
-            tools = json.loads(tools) if tools.strip() else None
-        except ValueError as error:
-            raise DataError(f"tools is not valid JSON: {error}") from None
-    return list(tools) if tools else None
 
 
 def _one_of(flag: str, value: str, allowed: Sequence[str]) -> None:

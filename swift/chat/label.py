@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 from swift.chat.encoded import IGNORED, Encoded, RowDropped
 from swift.chat.render import Span
@@ -16,6 +17,7 @@ class Planned:
 
     raw: text without chat: tokenized with the tokenizer's own special tokens, learned as a whole, closed with eos.
     add_end: eos is added after the last token, for a template that leaves the last turn open.
+    media: images, videos and audio of the row, by the processor's argument names.
     """
 
     text: str
@@ -23,6 +25,7 @@ class Planned:
     notes: tuple[str, ...] = ()
     raw: bool = False
     add_end: bool = False
+    media: Mapping[str, list[Any]] | None = None
 
 
 def label(planned: Planned, tokenized: Tokenized, tokens: Tokens) -> tuple[Encoded, list[int]]:
@@ -55,12 +58,12 @@ def label(planned: Planned, tokenized: Tokenized, tokens: Tokens) -> tuple[Encod
 def pieces(whole: Encoded, ends: Sequence[int], limit: int | None, strategy: str) -> list[Encoded]:
     """The row within `limit` tokens: itself, or what the strategy makes of it. Raises RowDropped.
 
-    delete: nothing. left, right: the side that is cut away. split: all of it, in pieces.
+    delete: nothing, and so for a row with media. left, right: the side that is cut away. split: all of it, in pieces.
     """
     length = len(whole.input_ids)
     if limit is None or length <= limit:
         return [whole]
-    if strategy == "delete":
+    if strategy == "delete" or whole.media is not None:
         raise RowDropped("too_long", length, limit)
     cuts = {
         "left": [(length - limit, length)],

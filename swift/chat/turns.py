@@ -11,7 +11,6 @@ A turn that can't be found exactly gets a `problem` and no spans; nothing here g
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -226,29 +225,3 @@ def common_prefix(a: str, b: str) -> int:
         else:
             high = middle - 1
     return low
-
-
-def with_json_arguments(message: dict[str, Any], as_text: bool) -> dict[str, Any]:
-    """The message with the arguments of its tool calls as JSON text or as objects; malformed JSON stays text."""
-    calls = message.get("tool_calls")
-    if not isinstance(calls, list):
-        return message
-    changed = []
-    for call in calls:
-        inner = call.get("function") if isinstance(call.get("function"), dict) else call
-        arguments = inner.get("arguments")
-        if as_text and isinstance(arguments, (dict, list)):
-            arguments = json.dumps(arguments, ensure_ascii=False)
-        elif not as_text and isinstance(arguments, str):
-            arguments = _parsed(arguments)
-        inner = {**inner, "arguments": arguments} if "arguments" in inner else inner
-        changed.append({**call, "function": inner} if "function" in call else inner)
-    return {**message, "tool_calls": changed}
-
-
-def _parsed(arguments: str) -> Any:
-    try:
-        value = json.loads(arguments)
-    except ValueError:
-        return arguments
-    return value if isinstance(value, (dict, list)) else arguments

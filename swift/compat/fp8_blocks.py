@@ -1,8 +1,9 @@
-"""transformers takes the block size of an FP8 checkpoint from the ratio of weight and scale sizes. Where a dimension isn't a multiple of
-the block (DeepSeek's 576 = 4.5 x 128, or 192 = 1.5 x 128), that is an error or, worse, silently wrong weights.
+"""transformers takes the block size of an FP8 checkpoint from the ratio of weight and scale sizes. Where a
+dimension isn't a multiple of the block (DeepSeek's 576 = 4.5 x 128, or 192 = 1.5 x 128), that is an error or,
+worse, silently wrong weights.
 
-Concerns transformers 5.10 to 5.23 (`Fp8Dequantize._dequantize_one`). Within `true_fp8_blocks()` the block size that config.json states
-is used wherever the scale grid is the one that it implies.
+Concerns transformers 5.10 to 5.23 (`Fp8Dequantize._dequantize_one`). Within `true_fp8_blocks()` the block size that
+config.json states is used wherever the scale grid is the one that it implies.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""transformers reads a GGUF file's metadata three times, through numpy's memmap (slow to slice), and builds the table of tensor
-names once per module of the model. For a 135M model that is 20 of 25 seconds.
+"""transformers reads a GGUF file's metadata three times, through numpy's memmap (slow to slice), and builds the
+table of tensor names once per module of the model. For a 135M model that is 20 of 25 seconds.
 
-Concerns transformers up to 5.23 and gguf up to 0.19. Results are the same; only the time differs. Not needed any more when
-`transformers.integrations.gguf` covers all architectures.
+Concerns transformers up to 5.23 and gguf up to 0.19. Results are the same; only the time differs. Not needed any
+more when `transformers.integrations.gguf` covers all architectures.
 """
 
 from __future__ import annotations

@@ -110,7 +110,9 @@ def _plain_text(config: SftConfig) -> SftConfig:
             raise UsageError(f"--{name} has no meaning without a chat template", fix=f"leave out --{name}")
     if config.chat.loss_scale != "all":
         if config.given("loss_scale"):
-            raise UsageError("without a chat template every token is learned", where="--loss_scale", fix="--loss_scale all")
+            raise UsageError(
+                "without a chat template every token is learned", where="--loss_scale", fix="--loss_scale all"
+            )
         config = config.decide("without a chat template there are no turns", loss_scale="all")
     if "truncation_strategy" not in config.origins:
         config = config.decide("a long text becomes several rows", truncation_strategy="split")
@@ -125,7 +127,9 @@ def _evaluation(config: SftConfig) -> SftConfig:
     strategy = config.evaluation.eval_strategy
     wished = [name for name in EVALUATION_WISHES if config.given(name) and config.value(name) not in (False, "no")]
     if wished and strategy != "no" and not has_validation(config):
-        config = config.decide(f"--{wished[0]} asks for an evaluation and there is no --val_dataset", split_dataset_ratio=0.01)
+        config = config.decide(
+            f"--{wished[0]} asks for an evaluation and there is no --val_dataset", split_dataset_ratio=0.01
+        )
     if strategy is None:
         config = _eval_strategy(config)
     if config.evaluation.eval_strategy == "no":
@@ -154,7 +158,9 @@ def _metric(config: SftConfig) -> SftConfig:
     if metric is None:
         config = config.decide("the validation loss", metric_for_best_model="loss")
     elif metric.removeprefix("eval_") not in METRICS:
-        raise UsageError(f"no such metric: {metric}", where="--metric_for_best_model", fix=f"one of {', '.join(METRICS)}")
+        raise UsageError(
+            f"no such metric: {metric}", where="--metric_for_best_model", fix=f"one of {', '.join(METRICS)}"
+        )
     metric = config.evaluation.metric_for_best_model
     if config.evaluation.greater_is_better is None:
         config = config.decide(f"{metric} is the measure", greater_is_better=not metric.endswith("loss"))
@@ -173,7 +179,9 @@ def _check_best(config: SftConfig) -> None:
     """The best model can only be kept where it is saved: at the steps at which it is measured."""
     saving, evaluation = config.saving, config.evaluation
     if saving.save_strategy == "best" and evaluation.eval_strategy == "no":
-        raise UsageError("--save_strategy best has no evaluation to work on", fix="--val_dataset or --split_dataset_ratio")
+        raise UsageError(
+            "--save_strategy best has no evaluation to work on", fix="--val_dataset or --split_dataset_ratio"
+        )
     if not evaluation.load_best_model_at_end or saving.save_strategy == "best":
         return
     if saving.save_strategy != evaluation.eval_strategy:

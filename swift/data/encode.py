@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 from array import array
+from collections import Counter
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -21,7 +22,7 @@ from swift.errors import SwiftError
 
 BATCH = 1000
 NO_TRAINED = "no trained token"
-_VARYING = re.compile(r"'[^']*'|\"[^\"]*\"|[0-9]+")
+_VARYING = re.compile(r"(?<!\w)'[^']*'|\"[^\"]*\"|[0-9]+")
 _DROP_NAMES = {"too_long": "longer than --max_length", "nothing_left": "nothing to learn left within --max_length"}
 
 
@@ -82,23 +83,48 @@ class EncodedDataset(Sequence[dict[str, Any]]):
 
 
 class _Builder:
+    """Flat arrays that grow batch by batch."""
+
     def __init__(self) -> None:
         self.ids, self.learned, self.starts, self.row_ids = array("i"), bytearray(), array("q", [0]), array("q")
         self.scales: array | None = None
         self.media: dict[int, dict[str, Any]] = {}
 
-    def add(self, encoded: Encoded, row_id: int) -> None:
+    def add(self, batch: list[tuple[int, Encoded]]) -> np.ndarray:
+        """Append the examples that have a learned token; bool [batch]: which."""
+        labels, offsets = array("i"), array("q", [0])
+        for _, encoded in batch:
+            labels.extend(encoded.labels)
+            offsets.append(len(labels))
+        learned = np.frombuffer(labels, np.int32) != IGNORED if labels else np.empty(0, np.bool_)
+        counts = np.concatenate([[0], np.cumsum(learned)])[np.frombuffer(offsets, np.int64)]
+        kept = np.diff(counts) > 0
         before = len(self.ids)
-        self.ids.extend(encoded.input_ids)
-        self.learned.extend(label != IGNORED for label in encoded.labels)
+        for (row_id, encoded), keep, a, b in zip(batch, kept, offsets, offsets[1:], strict=False):
+            if keep:
+                self._extend_scales(encoded)
+                self.ids.extend(encoded.input_ids)
+                self.learned += learned[a:b].tobytes()
+                if encoded.media:
+                    self.media[len(self.row_ids)] = encoded.media
+                self.starts.append(len(self.ids))
+                self.row_ids.append(row_id)
+        self._check(labels, np.repeat(kept, np.diff(np.frombuffer(offsets, np.int64))), before)
+        return kept
+
+    def _extend_scales(self, encoded: Encoded) -> None:
         if encoded.loss_scale is not None and self.scales is None:
-            self.scales = array("f", [1.0]) * before
+            self.scales = array("f", [1.0]) * len(self.ids)
         if self.scales is not None:
             self.scales.extend(encoded.loss_scale or [1.0] * len(encoded.input_ids))
-        if encoded.media:
-            self.media[len(self.row_ids)] = encoded.media
-        self.starts.append(len(self.ids))
-        self.row_ids.append(row_id)
+
+    def _check(self, labels: array, kept: np.ndarray, before: int) -> None:
+        """A label other than the token itself would be lost in this storage."""
+        if len(labels):
+            wanted = np.frombuffer(labels, np.int32)[kept]
+            ids = np.array(self.ids[before:], dtype=np.int32)
+            if len(wanted) != len(ids) or ((wanted != IGNORED) & (wanted != ids)).any():
+                raise AssertionError("the encoder gave labels that are not its ids")
 
     def finish(self) -> EncodedDataset:
         return EncodedDataset(
@@ -115,34 +141,51 @@ def encode_rows(rows: Rows, encoder: Encoder, *, report: DataReport, split: str 
     """Encode all rows in order; what can't be encoded or has nothing to learn is counted in `report.split(split)`."""
     count, builder = report.split(split), _Builder()
     for start in range(0, len(rows), BATCH):
-        batch = list(rows[start : start + BATCH])
-        for row, outcome in zip(batch, encoder.encode_batch(batch), strict=True):
-            _take(row, outcome, builder, count)
+        _encode_batch(list(rows[start : start + BATCH]), encoder, builder, count)
     encoded = builder.finish()
     count.lengths, count.trained = encoded.lengths, encoded.trained
     return encoded
 
 
-def _take(row: Row, outcome: list[Encoded] | SwiftError, builder: _Builder, count: SplitCount) -> None:
-    count.rows += 1
+def _encode_batch(rows: list[Row], encoder: Encoder, builder: _Builder, count: SplitCount) -> None:
+    outcomes = encoder.encode_batch(rows)
+    examples = [
+        (row, encoded)
+        for row, outcome in zip(rows, outcomes, strict=True)
+        if isinstance(outcome, list)
+        for encoded in outcome
+    ]
+    kept = builder.add([(row.index, encoded) for row, encoded in examples])
+    uses = Counter(id(row) for (row, _), keep in zip(examples, kept, strict=True) if keep)
+    for (row, encoded), keep in zip(examples, kept, strict=True):
+        if keep:
+            _note_example(row, encoded, count)
+    for row, outcome in zip(rows, outcomes, strict=True):
+        count.rows += 1
+        used = uses[id(row)]
+        if used:
+            count.used += 1
+            count.extra += used - 1
+        else:
+            reason, detail = _why_dropped(outcome)
+            count.drops.add(reason, detail, row.source)
+
+
+def _why_dropped(outcome: list[Encoded] | SwiftError) -> tuple[str, str]:
+    if isinstance(outcome, RowDropped):
+        return _DROP_NAMES[outcome.reason], outcome.what
     if isinstance(outcome, SwiftError):
-        dropped = isinstance(outcome, RowDropped)
-        reason = _DROP_NAMES[outcome.reason] if dropped else _phrase(outcome.what)
-        count.drops.add(reason, outcome.what if dropped or reason != outcome.what else "", row.source)
-        return
-    examples = [encoded for encoded in outcome if encoded.trained]
-    if not examples:
-        count.drops.add(NO_TRAINED, "", row.source)
-        return
-    count.used += 1
-    count.extra += len(examples) - 1
-    for encoded in examples:
-        builder.add(encoded, row.index)
-        count.notes.update(encoded.notes)
-        if encoded.truncated:
-            count.truncated.add("", f"{encoded.length} tokens kept", row.source)
-        if encoded.lost_end:
-            count.lost_end.add("", "", row.source)
+        reason = _phrase(outcome.what)
+        return reason, outcome.what if reason != outcome.what else ""
+    return NO_TRAINED, ""
+
+
+def _note_example(row: Row, encoded: Encoded, count: SplitCount) -> None:
+    count.notes.update(encoded.notes)
+    if encoded.truncated:
+        count.truncated.add("", f"{encoded.length} tokens kept", row.source)
+    if encoded.lost_end:
+        count.lost_end.add("", "", row.source)
 
 
 def _phrase(what: str) -> str:

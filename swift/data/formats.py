@@ -102,6 +102,8 @@ def canonical_row(
     row.update({k: given[k] for k in KEPT if k in given})
     row.update(_extra_columns(value, row, keep_columns))
     if need_response and label is None and not any(m["role"] == "assistant" for m in messages):
+        if name == "prompt":
+            raise RowError("no answer column", f"has: {', '.join(given)}; known: {', '.join(RESPONSE)}")
         raise RowError("no assistant message", "nothing to learn from")
     return Canonical(row, name)
 

@@ -149,7 +149,7 @@ def _line_values(path: Path) -> Iterator[tuple[Any, int]]:
 
 
 def _looks_like_lines(path: Path) -> tuple[bytes, bool, bool]:
-    """The first character; is this JSON lines (several lines, an object alone on one of the first 20); is it one line."""
+    """(first character; is it JSON lines: several lines, an object on one of the first 20; is it a single line)"""
     filled, objects, first = 0, 0, b""
     for raw, _ in _lines(path):
         if raw.strip():

@@ -6,7 +6,6 @@ is in the batch; the order and meaning of the filters are those of transformers'
 
 from __future__ import annotations
 
-import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +14,7 @@ import torch
 
 from swift.engines.protocol import RequestError, Sampling
 
+TINY = torch.finfo(torch.float32).tiny
 NUCLEUS_FIRST_TRY = 1024  # a sort of the whole vocabulary is only needed when this many tokens don't hold top_p
 
 
@@ -88,7 +88,7 @@ class Sampler:
 
     def __init__(self, rule: SamplingRule, seed: int | None, prompt_ids: Sequence[int]):
         self.rule, self.seed = rule, seed
-        self._random = random.Random(seed)
+        self._noise: torch.Generator | None = None
         self._seen = set(prompt_ids) if rule.repetition_penalty != 1 else None
 
     def see(self, token_id: int) -> None:
@@ -106,10 +106,26 @@ class Sampler:
         if self.rule.temperature == 0:
             return int(logits.argmax())
         scores = logits / self.rule.temperature
+        keys = scores - self._exponential(scores).log()
         rule = self.rule
         if rule.top_k or rule.top_p < 1 or rule.min_p:
-            return self._draw_filtered(scores)
-        return self._draw(scores.softmax(-1))
+            kept = self._filtered(scores)
+            return int(kept[keys[kept].argmax()])
+        return int(keys.argmax())
+
+    def _exponential(self, scores: torch.Tensor) -> torch.Tensor:
+        """One random number per token of the vocabulary, for the Gumbel-max choice.
+
+        The largest of score + noise is a draw from the softmax; a rounding error in the scores changes it only where
+        two tokens are that close, whereas a running sum over the vocabulary carries every error into all later tokens.
+        """
+        if self._noise is None:
+            self._noise = torch.Generator(scores.device)
+            if self.seed is None:
+                self._noise.seed()
+            else:
+                self._noise.manual_seed(self.seed)
+        return torch.empty_like(scores).exponential_(generator=self._noise).clamp_min_(TINY)
 
     def _penalized(self, logits: torch.Tensor) -> torch.Tensor:
         seen = torch.tensor(sorted(self._seen or ()), dtype=torch.long, device=logits.device)
@@ -117,7 +133,8 @@ class Sampler:
         penalty = self.rule.repetition_penalty
         return logits.index_copy(0, seen, torch.where(values < 0, values * penalty, values / penalty))
 
-    def _draw_filtered(self, scores: torch.Tensor) -> int:
+    def _filtered(self, scores: torch.Tensor) -> torch.Tensor:
+        """The ids that top-k, top-p and min-p leave, as `generate` applies them: int64 [kept]."""
         rule = self.rule
         size = scores.shape[-1]
         top, ids = torch.topk(scores, min(rule.top_k or NUCLEUS_FIRST_TRY, size))
@@ -134,19 +151,13 @@ class Sampler:
         if rule.min_p:
             keep &= probabilities >= rule.min_p * probabilities[0]
         keep[0] = True
-        return int(ids[self._draw(probabilities * keep)])
+        return ids[keep]
 
     def _enough(self, probabilities: torch.Tensor) -> bool:
         """Whether every token that the filters keep is among these likeliest ones."""
         by_mass = self.rule.top_p < 1 and bool(probabilities.sum() >= self.rule.top_p)
         by_ratio = self.rule.min_p > 0 and bool(probabilities[-1] < self.rule.min_p * probabilities[0])
         return by_mass or by_ratio
-
-    def _draw(self, weights: torch.Tensor) -> int:
-        """An index with probability proportional to its weight: one random number against the running sum."""
-        total = weights.cumsum(-1)
-        goal = min(self._random.random() * float(total[-1]), float(total[-1]) * (1 - 1e-7))
-        return int(torch.searchsorted(total, torch.tensor(goal, dtype=total.dtype, device=total.device), right=True))
 
 
 def choose(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[TokenChoice | Exception]:

@@ -7,6 +7,8 @@ in chunks between the steps of the others. Knows nothing of requests, templates 
 
 from __future__ import annotations
 
+import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -74,6 +76,9 @@ class Scheduler:
 
     @torch.inference_mode()
     def _loop(self) -> None:
+        # Ctrl-C is for the main thread: it may be waiting in input(), which only its own signals interrupt.
+        if sys.platform != "win32":
+            signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         while True:
             with self._changed:
                 while not (self._closing or self._waiting or self._prefilling or self._running):

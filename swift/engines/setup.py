@@ -55,6 +55,8 @@ def find_source(config: InferConfig) -> tuple[InferConfig, Source]:
             config = inherit(config, folder, config.infer.load_data_args)
     home = inherit_from[0] if inherit_from else None
     adapter_files = [check_adapter_files(folder) for folder in adapters]
+    if config.infer.merge_lora and not adapters:
+        raise UsageError("no adapter to merge", where="--merge_lora", fix="add --adapters CHECKPOINT")
     if config.model.model is None and adapter_files:
         base = adapter_files[0].base_model
         if base is None:
@@ -143,7 +145,7 @@ def sampling_of(config: InferConfig) -> Sampling:
 def build_pt(config: InferConfig, source: Source) -> tuple[Engine, Any]:
     """The in-process engine with its ChatEncoder. Imports torch and loads the weights."""
     from swift.engines.pt import PtEngine
-    from swift.models.adapters import load_adapters
+    from swift.models.adapters import load_adapters, merge_in_memory
     from swift.models.device import pick_device
     from swift.models.gguf import as_directory
     from swift.models.load import load_model, load_tokenizer
@@ -159,7 +161,8 @@ def build_pt(config: InferConfig, source: Source) -> tuple[Engine, Any]:
         log.info(line)
     model = load_model(directory, plan)
     if source.adapters:
-        model = load_adapters(model, source.adapters).get_base_model()
+        tuned = load_adapters(model, source.adapters)
+        model = merge_in_memory(tuned) if config.infer.merge_lora else tuned.get_base_model()
     engine = PtEngine(
         model,
         tokenizer,

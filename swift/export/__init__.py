@@ -1,1 +1,3 @@
-"""Export: what leaves the toolkit. Everything written here is read back and compared with its source before it gets its name."""
+"""Export: what leaves the toolkit. Everything written here is read back and compared with its source before it gets
+its name.
+"""

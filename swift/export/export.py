@@ -85,7 +85,9 @@ def find_base(config: ExportConfig, files: list[AdapterFiles]) -> tuple[ExportCo
     if config.model.model is None:
         named = files[0].base_model
         if named is None:
-            raise UsageError("the adapter doesn't name its base model", where=str(files[0].path), fix="name it with --model")
+            raise UsageError(
+                "the adapter doesn't name its base model", where=str(files[0].path), fix="name it with --model"
+            )
         config = config.decide(f"the base named in {files[0].path}", model=named)
     options = config.model
     model = resolve_model(
@@ -138,7 +140,9 @@ def merge_adapters(config: ExportConfig, model: LocalModel, files: ModelFiles, a
     refuse_quantized(plan)
     # a tokenizer was saved with the adapter when training added tokens to it
     home = adapters[-1] if (adapters[-1] / "tokenizer_config.json").is_file() else base
-    tokenizer = load_tokenizer(home, trust_remote_code=plan.trust_remote_code, new_special_tokens=plan.new_special_tokens)
+    tokenizer = load_tokenizer(
+        home, trust_remote_code=plan.trust_remote_code, new_special_tokens=plan.new_special_tokens
+    )
     prompts, template = find_prompts(config, model, files, adapters, tokenizer)
     out = Path(config.export.output_dir).expanduser()
     job = MergeJob(base, files, adapters, out, plan, prompts, config.export.max_shard_size, config.export.exist_ok)
@@ -152,8 +156,12 @@ def merge_adapters(config: ExportConfig, model: LocalModel, files: ModelFiles, a
             tokenizer.chat_template = template or tokenizer.chat_template
             tokenizer.save_pretrained(directory)
         (directory / "README.md").write_text(model_card(config, adapters, proof), encoding="utf-8")
-        kept = config.replace({name: value for name, value in ABSORBED.items() if name in config.specs()}, "decided", "merged")
-        save_args(directory, "export", kept, merged_from={"base": str(base), "adapters": [str(path) for path in adapters]})
+        kept = config.replace(
+            {name: value for name, value in ABSORBED.items() if name in config.specs()}, "decided", "merged"
+        )
+        save_args(
+            directory, "export", kept, merged_from={"base": str(base), "adapters": [str(path) for path in adapters]}
+        )
 
     merge(job, complete)
     log.info("merged model: %s", out)
@@ -205,5 +213,3 @@ def model_card(config: ExportConfig, adapters: tuple[Path, ...], proof: Any) -> 
     head = f"---\nlibrary_name: transformers\nbase_model: {base}\ntags:\n- merged\n---\n\n"
     made = f"LoRA adapters ({', '.join(path.name for path in adapters)}) merged into `{base}`.\n\n"
     return f"{head}# {Path(config.export.output_dir).name}\n\n{made}```\n" + "\n".join(proof.lines()) + "\n```\n"
-
-

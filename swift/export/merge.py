@@ -1,7 +1,8 @@
 """Adapters merged into their base: a plain transformers directory that is proven before it gets its name.
 
-Promises: quantized weights are never merged onto (the base is loaded in full precision); the change is added in float32 and rounded
-once; the directory appears whole, with tokenizer, chat template, generation config and processor, or not at all.
+Promises: quantized weights are never merged onto (the base is loaded in full precision); the change is added in
+float32 and rounded once; the directory appears whole, with tokenizer, chat template, generation config and
+processor, or not at all.
 """
 
 from __future__ import annotations
@@ -27,14 +28,17 @@ from swift.models.quiet import quiet
 
 log = logging.getLogger("swift")
 
-# files of a base directory that don't belong in the merged one: weights, what is written anew, what describes the base alone
+# files of a base directory that don't belong in the merged one: weights, what is written anew, what describes the
+# base alone
 LEFT_BEHIND = (".safetensors", ".bin", ".pth", ".pt", ".gguf", ".h5", ".msgpack", ".onnx", ".index.json", ".lock")
 WRITTEN_ANEW = ("config.json", "README.md", "args.json", "manifest.json", "converted_from.json", "export_report.json")
 
 
 @dataclass(frozen=True)
 class MergeJob:
-    """What to merge. `base` is a model directory, `plan` loads it unquantized in the dtype to save; `prompts` are token ids."""
+    """What to merge. `base` is a model directory, `plan` loads it unquantized in the dtype to save; `prompts` are
+    token ids.
+    """
 
     base: Path
     files: ModelFiles
@@ -58,7 +62,11 @@ def check_output(output_dir: Path, exist_ok: bool, sources: Sequence[Path]) -> N
     if not output_dir.is_dir() or not any(output_dir.iterdir()):
         return
     if not exist_ok:
-        raise UsageError("the directory is not empty", where=where, fix="choose another, or pass --exist_ok true to replace the model in it")
+        raise UsageError(
+            "the directory is not empty",
+            where=where,
+            fix="choose another, or pass --exist_ok true to replace the model in it",
+        )
     if not (output_dir / "config.json").is_file():
         raise UsageError("the directory holds something else than a model", where=where, fix="choose another one")
 
@@ -66,8 +74,8 @@ def check_output(output_dir: Path, exist_ok: bool, sources: Sequence[Path]) -> N
 def merge(job: MergeJob, complete: Callable[[Path, MergeProof], None]) -> MergeProof:
     """Write the merged model to job.output_dir and return its proof.
 
-    `complete(directory, proof)` adds what else belongs into the directory before it is committed (tokenizer, card ...). ExportError
-    when the proof fails; nothing is left behind then.
+    `complete(directory, proof)` adds what else belongs into the directory before it is committed (tokenizer, card
+    ...). ExportError when the proof fails; nothing is left behind then.
     """
     out = job.output_dir
     check_output(out, job.exist_ok, (job.base, *job.adapters))
@@ -148,13 +156,22 @@ def _compute_dtype(job: MergeJob, model) -> torch.dtype:
     free, wide = job.plan.device.free_memory(), sum(p.numel() for p in model.parameters()) * 4
     if dtype == torch.float32 or free is None or wide * 1.1 < free:
         return torch.float32
-    log.warning("merging and comparing in %s: float32 needs %s, %s are free", job.plan.dtype, human_bytes(wide), human_bytes(free))
+    log.warning(
+        "merging and comparing in %s: float32 needs %s, %s are free",
+        job.plan.dtype,
+        human_bytes(wide),
+        human_bytes(free),
+    )
     return dtype
 
 
 def bits(parameter: torch.Tensor) -> int:
-    """A number that changes when a bit of the tensor does (with near certainty): the wrapped sum of its words, weighted by place."""
-    words = parameter.detach().contiguous().view(torch.int32 if parameter.element_size() == 4 else torch.int16).flatten()
+    """A number that changes when a bit of the tensor does (with near certainty): the wrapped sum of its words,
+    weighted by place.
+    """
+    words = (
+        parameter.detach().contiguous().view(torch.int32 if parameter.element_size() == 4 else torch.int16).flatten()
+    )
     places = torch.arange(1, words.numel() + 1, device=words.device, dtype=torch.int32) | 1
     return int((words.to(torch.int32) * places).sum(dtype=torch.int64).item())
 
@@ -187,7 +204,12 @@ def _plain_load(directory: Path, job: MergeJob, compute: torch.dtype):
 def copy_companions(base: Path, directory: Path) -> None:
     """Copy the base's tokenizer, processor, generation config, code and licence files."""
     for file in sorted(base.iterdir()):
-        if file.is_file() and not file.name.endswith(LEFT_BEHIND) and file.name not in WRITTEN_ANEW and not file.name.startswith("."):
+        if (
+            file.is_file()
+            and not file.name.endswith(LEFT_BEHIND)
+            and file.name not in WRITTEN_ANEW
+            and not file.name.startswith(".")
+        ):
             shutil.copy2(file, directory / file.name)
 
 
@@ -196,5 +218,3 @@ def refuse_quantized(plan: LoadPlan) -> None:
     if plan.quantized:
         what = f"the base is quantized with {plan.source_quant}: merging would round the adapter away"
         raise UsageError(what, where="--merge_lora", fix="pass the unquantized base with --model")
-
-

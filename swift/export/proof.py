@@ -2,8 +2,8 @@
 
 The chain of a merge's proof, all computed in float32 where memory allows (docs/decisions has the reasons):
   base + adapter --(merge, float32)--> merged --(round to the saved dtype)--> rounded --(save, load)--> reloaded
-The first and the last arrow must change nothing but float32 noise. What the middle one changes is the rounding, by construction; it is
-shown, and a warning is given when it is larger than what the adapter itself changes.
+The first and the last arrow must change nothing but float32 noise. What the middle one changes is the rounding, by
+construction; it is shown, and a warning is given when it is larger than what the adapter itself changes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,9 @@ NOISE = {torch.float32: 1e-4, torch.bfloat16: 2**-4, torch.float16: 2**-7}  # of
 
 @dataclass(frozen=True)
 class MergeProof:
-    """Largest absolute differences of logits over all positions of all prompts; `agreement`: share of equal top-1 tokens."""
+    """Largest absolute differences of logits over all positions of all prompts; `agreement`: share of equal top-1
+    tokens.
+    """
 
     prompts: int
     positions: int
@@ -39,7 +41,8 @@ class MergeProof:
         return [
             f"proof on {self.prompts} prompts ({self.positions} positions, computed in {self.computed_in}):",
             f"  the adapter changes the base's logits by up to      {self.adapter_effect:.4g}",
-            f"  the merged model differs from base+adapter by up to {self.difference:.4g}  (rounding of its weights: {self.rounding:.4g})",
+            f"  the merged model differs from base+adapter by up to {self.difference:.4g}",
+            f"  of which rounding its weights explains up to        {self.rounding:.4g}",
             f"  the most likely token is the same at                {100 * self.agreement:.2f} % of the positions",
             f"  tensors changed by the merge                        {self.changed_tensors} of {self.tensors}",
         ]
@@ -54,17 +57,23 @@ class MergeProof:
             fix = "--merge_dtype float32 keeps changes this small" if self.adapter_effect else "is the adapter trained?"
             raise ExportError("merging changed nothing: the merged weights equal the base's", fix=fix)
         if self.adapter_effect == 0:
-            raise ExportError("the adapter changes no logit of the base", fix="is the adapter trained, and for this base?")
+            raise ExportError("the adapter changes no logit of the base", fix="is it trained, and for this base?")
         if self.reload_difference > noise:
-            raise ExportError(f"the saved model is not the merged one: logits differ by {self.reload_difference:.4g} (noise {noise:.2g})")
+            raise ExportError(
+                f"the saved model isn't the merged one: logits differ {self.reload_difference:.4g} (noise {noise:.2g})"
+            )
         if self.merge_difference > noise:
-            raise ExportError(f"the merged model is not base+adapter: logits differ by {self.merge_difference:.4g} (noise {noise:.2g})")
+            raise ExportError(
+                f"the merged model isn't base+adapter: logits differ {self.merge_difference:.4g} (noise {noise:.2g})"
+            )
 
     def warning(self) -> str | None:
         """A merge that is right, but whose dtype is too coarse for what was learned."""
         if self.rounding <= self.adapter_effect:
             return None
-        return "rounding the merged weights changes the logits more than the adapter does: --merge_dtype float32 keeps all of it"
+        return (
+            "rounding the merged weights changes the logits more than the adapter does: --merge_dtype float32 avoids it"
+        )
 
 
 @torch.inference_mode()

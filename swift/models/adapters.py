@@ -1,7 +1,7 @@
 """Adapters on disk: which checkpoint a run directory means, whether it fits the model, loading one or several.
 
-Promises: an adapter for another base is an error that names both; every tensor of the file lands in the model and every tensor
-of the adapter comes from the file.
+Promises: an adapter for another base is an error that names both; every tensor of the file lands in the model and
+every tensor of the adapter comes from the file.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def find_checkpoint(path: Path | str) -> Path:
         return path
     numbered = sorted(_checkpoints(path), reverse=True)
     if not numbered:
-        newest = max((p.parent for p in path.glob("*/checkpoint-*") if p.is_dir()), default=None, key=lambda p: p.stat().st_mtime)
+        newest = max(
+            (p.parent for p in path.glob("*/checkpoint-*") if p.is_dir()), default=None, key=lambda p: p.stat().st_mtime
+        )
         if newest is None:
             check_adapter_files(path)  # says what is missing
             return path
@@ -125,6 +127,17 @@ def load_adapters(model, paths: Sequence[Path | str], *, trainable: bool = False
     return model
 
 
+def merge_in_memory(model):
+    """The plain model with its active adapters added to its weights (`swift infer --merge_lora`); nothing is
+    written.
+    """
+    if getattr(model.get_base_model(), "is_quantized", False):
+        what = "the base is quantized: merging would round the adapter away"
+        raise UsageError(what, where="--merge_lora", fix="leave out --merge_lora, or the quantization")
+    with quiet():
+        return model.merge_and_unload()
+
+
 def check_fits(model, files: AdapterFiles) -> None:
     """CheckpointError unless the adapter's matrices have the sizes of this model's layers."""
     from peft import PeftModel
@@ -156,9 +169,14 @@ def _expected_size(layer: torch.nn.Module, part: str) -> int | None:
 
 
 def _other_base(model, files: AdapterFiles, detail: str) -> CheckpointError:
-    what = f"this adapter is for another base ({files.base_model or 'not named'}), not for {model.config.name_or_path}: {detail}"
+    base = files.base_model or "not named"
+    what = f"this adapter is for another base ({base}), not for {model.config.name_or_path}: {detail}"
     return CheckpointError(what, where=str(files.path), fix=_base_fix(files))
 
 
 def _base_fix(files: AdapterFiles) -> str:
-    return f"leave out --model, or pass --model {files.base_model}" if files.base_model else "pass its own base with --model"
+    return (
+        f"leave out --model, or pass --model {files.base_model}"
+        if files.base_model
+        else "pass its own base with --model"
+    )

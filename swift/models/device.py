@@ -26,7 +26,8 @@ _CPU_FACT = re.compile(r"^(model name|flags|Features)\s*:\s*(.*)$", re.MULTILINE
 class Device:
     """`kind` is cuda, npu, mps or cpu; `index` this process's card (its LOCAL_RANK under torchrun).
 
-    `bf16_fast`: the hardware multiplies in bfloat16. `fp8`: it multiplies in FP8. `count`: visible devices of that kind.
+    `bf16_fast`: the hardware multiplies in bfloat16. `fp8`: it multiplies in FP8. `count`: visible devices of that
+    kind.
     """
 
     kind: str

@@ -1,7 +1,9 @@
-"""A GGUF file as an ordinary model directory: converted once, kept in the cache, so that adapters and merges have a plain base.
+"""A GGUF file as an ordinary model directory: converted once, kept in the cache, so that adapters and merges have a
+plain base.
 
-Promises: the directory is complete or not there; its weights are the file's, dequantized and rounded to bfloat16; chat template, special tokens
-and the tokens that end a reply are those of the file's metadata. What transformers can't convert is an error.
+Promises: the directory is complete or not there; its weights are the file's, dequantized and rounded to bfloat16;
+chat template, special tokens and the tokens that end a reply are those of the file's metadata. What transformers
+can't convert is an error.
 """
 
 from __future__ import annotations
@@ -50,7 +52,9 @@ def as_directory(path: Path | str) -> Path:
     directory.parent.mkdir(parents=True, exist_ok=True)
     with _one_at_a_time(directory):
         if runs.verify_dir(directory, hashes=False):  # another process may have converted it meanwhile
-            log.info("converting %s (%s) to plain bfloat16 weights, once ...", path.name, human_bytes(files.total_bytes))
+            log.info(
+                "converting %s (%s) to plain bfloat16 weights, once ...", path.name, human_bytes(files.total_bytes)
+            )
             start = time.monotonic()
             _convert(path, directory)
             took = time.monotonic() - start
@@ -96,7 +100,9 @@ def _convert(path: Path, directory: Path) -> None:
             model = _model(path, tokenizer, metadata)
             model.save_pretrained(staging)
             tokenizer.save_pretrained(staging)
-        runs.write_json(staging / "converted_from.json", {"file": str(path.absolute()), "name": metadata.get("general.name")})
+        runs.write_json(
+            staging / "converted_from.json", {"file": str(path.absolute()), "name": metadata.get("general.name")}
+        )
         runs.commit_dir(staging, directory)
     except OSError as error:
         raise runs.disk_error(error, directory) from error
@@ -170,5 +176,9 @@ def _model(path: Path, tokenizer, metadata: dict):
 
 def _unsupported(path: Path, metadata: dict, error: Exception) -> ModelFileError:
     architecture = metadata.get("general.architecture")
-    what = f"transformers can't convert GGUF files of architecture {architecture!r}: {' '.join(str(error).split())[:200]}"
-    return ModelFileError(what, where=str(path), fix="use the model's directory of safetensors instead of the GGUF file")
+    what = (
+        f"transformers can't convert GGUF files of architecture {architecture!r}: {' '.join(str(error).split())[:200]}"
+    )
+    return ModelFileError(
+        what, where=str(path), fix="use the model's directory of safetensors instead of the GGUF file"
+    )

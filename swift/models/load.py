@@ -1,7 +1,7 @@
 """From a checked model directory and a LoadPlan to a model, a tokenizer, a processor.
 
-Promises: reads only that directory (no network), prints nothing, and never hands out a model with a weight that isn't the
-checkpoint's. GGUF files are turned into directories first (swift.models.gguf).
+Promises: reads only that directory (no network), prints nothing, and never hands out a model with a weight that
+isn't the checkpoint's. GGUF files are turned into directories first (swift.models.gguf).
 """
 
 from __future__ import annotations
@@ -23,8 +23,11 @@ from swift.models.quiet import quiet
 log = logging.getLogger("swift")
 
 PROCESSOR_FILES = ("processor_config.json", "preprocessor_config.json", "video_preprocessor_config.json")
-# Tensors that checkpoints carry and their classes rightly leave out: multi-token-prediction layers, old position buffers
-SPARE_TENSORS = re.compile(r"(^|\.)(mtp|mtp_layers|nextn|eh_proj|enorm|hnorm|shared_head)(\.|$)|rotary_emb\.inv_freq$|masked_bias$")
+# Tensors that checkpoints carry and their classes rightly leave out: multi-token-prediction layers, old position
+# buffers
+SPARE_TENSORS = re.compile(
+    r"(^|\.)(mtp|mtp_layers|nextn|eh_proj|enorm|hnorm|shared_head)(\.|$)|rotary_emb\.inv_freq$|masked_bias$"
+)
 PAD_TOKENS = ("<|endoftext|>", "<|finetune_right_pad_id|>", "<pad>", "<|pad|>", "<unk>")
 
 
@@ -43,7 +46,9 @@ def load_tokenizer(path: Path | str, *, trust_remote_code: bool = False, new_spe
 
 
 def add_special_tokens(tokenizer, tokens: Iterable[str]) -> list[int]:
-    """Add the tokens (a name ending in .txt is a file of tokens, one a line) and return the ids of those that were new."""
+    """Add the tokens (a name ending in .txt is a file of tokens, one a line) and return the ids of those that were
+    new.
+    """
     wanted: list[str] = []
     for token in tokens:
         wanted += _tokens_of_file(Path(token)) if token.endswith(".txt") else [token]
@@ -111,6 +116,8 @@ def load_model(path: Path | str, plan: LoadPlan):
         forget_quantization(model)
         _unify_dtype(model, getattr(torch, plan.dtype))
         _cast_stored(model, getattr(torch, plan.dtype))
+    if plan.quant is not None:
+        log.info(quantized_share(model))
     if plan.new_special_tokens:
         resize_embeddings(model, load_tokenizer(path, new_special_tokens=plan.new_special_tokens))
     return model
@@ -119,8 +126,8 @@ def load_model(path: Path | str, plan: LoadPlan):
 def auto_class(config, path: Path, trust_remote_code: bool = False):
     """The Auto class whose mapping has this config; a class of the checkpoint's own code needs trust_remote_code.
 
-    The name in `architectures` decides where a config is in several mappings (a composite config read as text-only would
-    leave its vision weights out).
+    The name in `architectures` decides where a config is in several mappings (a composite config read as text-only
+    would leave its vision weights out).
     """
     import transformers as tf
     from transformers.models.auto import modeling_auto as mappings
@@ -139,8 +146,12 @@ def auto_class(config, path: Path, trust_remote_code: bool = False):
         return fitting[0][0]
     if trust_remote_code and getattr(config, "auto_map", None):
         return tf.AutoModelForCausalLM
-    what = f"no model that generates text: model_type {config.model_type}, architecture {', '.join(names) or 'not named'}"
-    raise ModelFileError(what, where=str(path / "config.json"), fix="choose a causal language model or a multimodal one")
+    what = (
+        f"no model that generates text: model_type {config.model_type}, architecture {', '.join(names) or 'not named'}"
+    )
+    raise ModelFileError(
+        what, where=str(path / "config.json"), fix="choose a causal language model or a multimodal one"
+    )
 
 
 def check_loading_info(path: Path, info: dict[str, Any], strict: bool = True) -> None:
@@ -156,9 +167,11 @@ def check_loading_info(path: Path, info: dict[str, Any], strict: bool = True) ->
         what = f"{len(names)} parameters are not in the checkpoint and would be random: {_some(names)}"
         if spare:
             what += f"; it has instead: {_some(spare)}"
-        raise ModelFileError(what, where=str(path), fix="the weights don't belong to this config.json: download the model again")
+        raise ModelFileError(
+            what, where=str(path), fix="the weights don't belong to this config.json: download the model again"
+        )
     if spare:
-        what = f"{len(spare)} tensors of the checkpoint have no place in the model that config.json describes: {_some(spare)}"
+        what = f"{len(spare)} tensors of the checkpoint have no place in the model of config.json: {_some(spare)}"
         if strict:
             fix = "check config.json (number of layers, architecture); --check_model false loads without them"
             raise ModelFileError(what, where=str(path), fix=fix)
@@ -190,10 +203,28 @@ def _cast_stored(model, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
+def quantized_share(model) -> str:
+    """What bitsandbytes really quantized, as a sentence: it passes over embeddings, the head and fused experts."""
+    import bitsandbytes as bnb
+
+    packed = [m for m in model.modules() if isinstance(m, (bnb.nn.Linear8bitLt, bnb.nn.Linear4bit))]
+    quantized = sum(m.in_features * m.out_features for m in packed)
+    kept = sum(p.numel() for p in model.parameters()) - sum(m.weight.numel() for m in packed)
+    share = 100 * quantized / (quantized + kept)
+    experts = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 3 and ".experts." in name)
+    note = (
+        f"; the experts ({100 * experts / (quantized + kept):.0f} %) stay in {model.dtype}: bitsandbytes can't"
+        if experts
+        else ""
+    )
+    return f"bitsandbytes quantized {share:.0f} % of the weights{note}".replace("torch.", "")
+
+
 @torch.no_grad()
 def _unify_dtype(model, dtype: torch.dtype) -> None:
-    """Cast to `dtype` what a dequantizing load left in the checkpoint's dtype (norms, embeddings), but for the parameters that
-    the architecture keeps in float32."""
+    """Cast to `dtype` what a dequantizing load left in the checkpoint's dtype (norms, embeddings), but for the
+    parameters that the architecture keeps in float32.
+    """
     kept = re.compile("|".join(pattern.replace("*", ".*") for pattern in model._get_dtype_plan(dtype)) or r"(?!)")
     for name, parameter in model.named_parameters():
         if parameter.is_floating_point() and parameter.dtype != dtype and not kept.search(name):
@@ -201,7 +232,9 @@ def _unify_dtype(model, dtype: torch.dtype) -> None:
 
 
 def resize_embeddings(model, tokenizer) -> None:
-    """Grow the embeddings to the tokenizer's size; new rows are the mean of the old ones. Never shrinks (padding rows stay)."""
+    """Grow the embeddings to the tokenizer's size; new rows are the mean of the old ones. Never shrinks (padding
+    rows stay).
+    """
     rows = model.get_input_embeddings().weight.shape[0]
     if len(tokenizer) > rows:
         with quiet():
@@ -224,7 +257,10 @@ def _apply_context(config, plan: LoadPlan) -> None:
     if plan.rope_scaling is not None:
         own = dict(text.rope_parameters)
         if any(isinstance(value, dict) for value in own.values()):
-            own = {layer: {**value, **plan.rope_scaling} if layer == "full_attention" else value for layer, value in own.items()}
+            own = {
+                layer: {**value, **plan.rope_scaling} if layer == "full_attention" else value
+                for layer, value in own.items()
+            }
         else:
             own.update(plan.rope_scaling)
         text.rope_parameters = own
@@ -286,11 +322,17 @@ class _explained:
             raise ResourceError("memory ran out while loading the model", where=where, fix=fix) from error
         if "trust_remote_code" in text:
             what = "this model brings its own Python code"
-            raise ModelFileError(what, where=where, fix="read that code, then pass --trust_remote_code true to run it") from error
+            raise ModelFileError(
+                what, where=where, fix="read that code, then pass --trust_remote_code true to run it"
+            ) from error
         if isinstance(error, ImportError):
-            raise MissingPackage(f"loading needs a package that is not installed: {_first(text)}", where=where) from error
+            raise MissingPackage(
+                f"loading needs a package that is not installed: {_first(text)}", where=where
+            ) from error
         if isinstance(error, (OSError, ValueError, RuntimeError, KeyError, json.JSONDecodeError)):
-            raise ModelFileError(f"can't be loaded: {_first(text)}", where=where, fix="check the files, or download them again") from error
+            raise ModelFileError(
+                f"can't be loaded: {_first(text)}", where=where, fix="check the files, or download them again"
+            ) from error
         return False
 
 

@@ -1,7 +1,8 @@
-"""Decides how a model will be loaded, before anything is: dtype, quantization, attention, placement, and whether it fits.
+"""Decides how a model will be loaded, before anything is: dtype, quantization, attention, placement, and whether it
+fits.
 
-Promises: reads no weights; every decision carries its reason; what can't work here is an error now. The memory figure is that
-of the weights alone (activations, optimizer state and the KV cache come on top).
+Promises: reads no weights; every decision carries its reason; what can't work here is an error now. The memory
+figure is that of the weights alone (activations, optimizer state and the KV cache come on top).
 """
 
 from __future__ import annotations
@@ -41,8 +42,9 @@ ROPE_TYPES = ("linear", "dynamic", "yarn")
 class LoadPlan:
     """How `load_model` will load. `reasons` maps a decision (dtype, attn_impl, quantization, device_map) to its why.
 
-    `dequantize`: the checkpoint's quantized weights become plain ones of `dtype`. `quant`: quantize while loading (bnb).
-    `needed_bytes`: the weights in memory; `available_bytes`: what the device had when planning (None: unknown).
+    `dequantize`: the checkpoint's quantized weights become plain ones of `dtype`. `quant`: quantize while loading
+    (bnb). `needed_bytes`: the weights in memory; `available_bytes`: what the device had when planning (None:
+    unknown).
     """
 
     device: Device
@@ -127,9 +129,13 @@ def _check_remote_code(model: ModelOptions, files: ModelFiles) -> None:
         return
     if files.config.get("auto_map"):
         what = f"this model brings its own Python code (model_type {kind}; transformers has no such class)"
-        raise ModelFileError(what, where=str(files.path), fix="read that code, then pass --trust_remote_code true to run it")
+        raise ModelFileError(
+            what, where=str(files.path), fix="read that code, then pass --trust_remote_code true to run it"
+        )
     what = f"transformers knows no model_type {kind!r}, and the directory brings no code of its own"
-    raise ModelFileError(what, where=str(files.path / "config.json"), fix="pip install -U transformers, or check config.json")
+    raise ModelFileError(
+        what, where=str(files.path / "config.json"), fix="pip install -U transformers, or check config.json"
+    )
 
 
 def _source_method(files: ModelFiles) -> str | None:
@@ -149,7 +155,9 @@ def _dequantize(source: str | None, files: ModelFiles, device: Device, training:
     if source is None:
         return False
     if source == "hqq":
-        raise NotBuiltYet("HQQ checkpoints can't be loaded by this version of transformers", fix="use the unquantized model")
+        raise NotBuiltYet(
+            "HQQ checkpoints can't be loaded by this version of transformers", fix="use the unquantized model"
+        )
     if source in PACKAGES:
         _require(*PACKAGES[source], f"loading a checkpoint quantized with {source}")
     if source in ("fp8", "mxfp4"):
@@ -174,7 +182,9 @@ def _is_asymmetric(quantization: Mapping[str, Any]) -> bool:
     return any((group.get("weights") or {}).get("symmetric") is False for group in groups.values())
 
 
-def _quantize_on_load(quant: QuantizationOptions, source: str | None, reasons: dict[str, str]) -> QuantizationOptions | None:
+def _quantize_on_load(
+    quant: QuantizationOptions, source: str | None, reasons: dict[str, str]
+) -> QuantizationOptions | None:
     """The quantization asked for while loading: bitsandbytes with 8 or 4 bits."""
     if quant.quant_method is None:
         if quant.quant_bits is not None:
@@ -187,7 +197,9 @@ def _quantize_on_load(quant: QuantizationOptions, source: str | None, reasons: d
             fix="--quant_method bnb --quant_bits 8 (or 4)",
         )
     if quant.quant_bits not in (4, 8):
-        raise UsageError("bitsandbytes quantizes to 4 or 8 bits", where="--quant_bits", fix="--quant_bits 8 or --quant_bits 4")
+        raise UsageError(
+            "bitsandbytes quantizes to 4 or 8 bits", where="--quant_bits", fix="--quant_bits 8 or --quant_bits 4"
+        )
     if source is not None:
         raise UsageError(
             f"the checkpoint is already quantized ({source}): bitsandbytes can't quantize it again",
@@ -240,7 +252,9 @@ def _dtype(
 
 
 def weight_bytes(files: ModelFiles, dtype: str, dequantize: bool, on_load: QuantizationOptions | None = None) -> int:
-    """Bytes of the loaded weights. With bnb the embeddings (input, and output unless tied) and MoE experts stay in `dtype`."""
+    """Bytes of the loaded weights. With bnb the embeddings (input, and output unless tied) and MoE experts stay in
+    `dtype`.
+    """
     if not files.parameters:  # .bin files are not opened: their size is the best there is
         return files.total_bytes
     if files.quantization and not dequantize and not files.is_gguf:
@@ -253,7 +267,9 @@ def weight_bytes(files: ModelFiles, dtype: str, dequantize: bool, on_load: Quant
 
 
 def unquantized_parameters(files: ModelFiles) -> int:
-    """How many parameters bitsandbytes leaves alone: embeddings, and the experts that transformers fuses into 3-D tensors."""
+    """How many parameters bitsandbytes leaves alone: embeddings, and the experts that transformers fuses into 3-D
+    tensors.
+    """
     text = files.config.get("text_config") or files.config
     hidden, layers = text.get("hidden_size") or 0, text.get("num_hidden_layers") or 0
     embeddings = (text.get("vocab_size") or 0) * hidden * (1 if text.get("tie_word_embeddings") else 2)
@@ -279,7 +295,9 @@ def _attention(model: ModelOptions, device: Device, dtype: str, reasons: dict[st
     return "sdpa"
 
 
-def _device_map(model: ModelOptions, device: Device, needed: int, reasons: dict[str, str]) -> str | dict[str, Any] | None:
+def _device_map(
+    model: ModelOptions, device: Device, needed: int, reasons: dict[str, str]
+) -> str | dict[str, Any] | None:
     if model.device_map is not None:
         text = model.device_map.strip()
         if not text.startswith("{"):
@@ -287,7 +305,9 @@ def _device_map(model: ModelOptions, device: Device, needed: int, reasons: dict[
         try:
             return json.loads(text)
         except ValueError as error:
-            raise UsageError(f"not valid JSON: {error}", where="--device_map", fix="""--device_map '{"": 0}'""") from error
+            raise UsageError(
+                f"not valid JSON: {error}", where="--device_map", fix="""--device_map '{"": 0}'"""
+            ) from error
     if device.kind == "cpu":
         return None
     free = device.free_memory()
@@ -321,7 +341,9 @@ def _context(model: ModelOptions, files: ModelFiles, reasons: dict[str, str]) ->
     scaling = _rope_scaling(model.rope_scaling, limit, native)
     if limit is None and native and "factor" in scaling:
         limit = int(native * scaling["factor"])
-    reasons["rope_scaling"] = f"positions stretched ({scaling['rope_type']}, factor {scaling.get('factor')}): {native} -> {limit}"
+    reasons["rope_scaling"] = (
+        f"positions stretched ({scaling['rope_type']}, factor {scaling.get('factor')}): {native} -> {limit}"
+    )
     return {"rope_scaling": scaling, "max_model_len": limit}
 
 
@@ -340,7 +362,9 @@ def _rope_scaling(text: str, limit: int | None, native: int | None) -> dict[str,
     if text not in ROPE_TYPES:
         raise UsageError(f"unknown type {text!r}", where=where, fix=f"{', '.join(ROPE_TYPES)}, or a JSON object")
     if not limit or not native:
-        raise UsageError("how far to stretch is not said", where=where, fix="add --max_model_len, or give JSON with a factor")
+        raise UsageError(
+            "how far to stretch is not said", where=where, fix="add --max_model_len, or give JSON with a factor"
+        )
     scaling = {"rope_type": text, "factor": float(max(-(-limit // native), 1))}
     return scaling if text == "linear" else {**scaling, "original_max_position_embeddings": native}
 
@@ -358,7 +382,7 @@ def _check_fits(plan: LoadPlan) -> None:
     if plan.quant is None and plan.source_quant is None:
         fixes.append("--load_in_4bit true")
     raise ResourceError(
-        f"the weights need {human_bytes(plan.needed_bytes)} in {plan.dtype}, {human_bytes(free)} are free on {plan.device}",
+        f"the weights need {human_bytes(plan.needed_bytes)} in {plan.dtype}, {human_bytes(free)} are free",
         where="--model",
         fix=" or ".join([*fixes, "a smaller model"]),
     )

@@ -1,8 +1,9 @@
 """Which layers of a model LoRA reaches: the user's words turned into peft's target_modules and target_parameters.
 
-Promises: nothing is targeted silently. Mixture-of-experts routers and the output head are left out of `all-linear`; experts that
-transformers fuses into 3-D tensors are reached as parameters, and it is said; a name that matches nothing is an error.
-In a multimodal model `all-linear` means the language model. Names are those of transformers' modules.
+Promises: nothing is targeted silently. Mixture-of-experts routers and the output head are left out of `all-linear`;
+experts that transformers fuses into 3-D tensors are reached as parameters, and it is said; a name that matches
+nothing is an error. In a multimodal model `all-linear` means the language model. Names are those of transformers'
+modules.
 """
 
 from __future__ import annotations
@@ -73,7 +74,9 @@ def survey(model: nn.Module) -> Layers:
     experts = tuple(name for name, parameter in model.named_parameters() if parameter.ndim == 3 and ".experts." in name)
     routers, router_parameters = _routers(model, linear)
     output = model.get_output_embeddings()
-    head = next((name for name, module in model.named_modules() if module is output), None) if output is not None else None
+    head = (
+        next((name for name, module in model.named_modules() if module is output), None) if output is not None else None
+    )
     return Layers(
         linear=tuple(linear),
         embedding=tuple(embedding),
@@ -121,10 +124,11 @@ def _expert_count(experts: nn.Module) -> int:
 
 
 def _unreachable(model: nn.Module, linear: Sequence[str]) -> tuple[str, ...]:
-    """Mamba's fused kernels read out_proj's weight past the module, so an adapter there has no effect; peft refuses it."""
-    from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
-
+    """Mamba's fused kernels read out_proj's weight past the module, so an adapter there has no effect; peft refuses
+    it.
+    """
     from peft import LoraConfig
+    from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
 
     refused = set()
     for leaf in {name.rpartition(".")[2] for name in linear}:
@@ -157,7 +161,9 @@ def resolve_targets(model: nn.Module, tuner: TunerOptions) -> Targets:
         notes.append("adapted as parameters (peft would take these names for experts): " + ", ".join(leaves(moved)))
     modules = {name: None for name in modules if name not in moved}
     parameters |= {f"{name}.weight": None for name in moved}
-    return Targets(_in_order(model.named_modules(), modules), _in_order(model.named_parameters(), parameters), tuple(notes))
+    return Targets(
+        _in_order(model.named_modules(), modules), _in_order(model.named_parameters(), parameters), tuple(notes)
+    )
 
 
 def _in_order(named: Iterable[tuple[str, object]], wanted: dict[str, None]) -> tuple[str, ...]:
@@ -175,11 +181,15 @@ def _by_word(layers: Layers, word: str, tuner: TunerOptions, notes: list[str]) -
         modules = list(layers.routers) if routers else [name for name in layers.linear if ".experts." in name]
         parameters = list(layers.router_parameters if routers else layers.experts)
         if not modules and not parameters:
-            raise UsageError("this model has no experts", where=f"--target_modules {word}", fix="--target_modules all-linear")
+            raise UsageError(
+                "this model has no experts", where=f"--target_modules {word}", fix="--target_modules all-linear"
+            )
         return modules, parameters
     modules = [name for name in layers.modules if name == word or name.endswith("." + word)]
     parameters = _expert_parameters(layers, word, tuner)
-    if word in leaves(layers.router_parameters) or word in leaves(name.removesuffix(".weight") for name in layers.router_parameters):
+    if word in leaves(layers.router_parameters) or word in leaves(
+        name.removesuffix(".weight") for name in layers.router_parameters
+    ):
         parameters += [n for n in layers.router_parameters if n.removesuffix(".weight").endswith("." + word)]
     if not modules and not parameters:
         raise UsageError(
@@ -196,7 +206,9 @@ def _all_linear(layers: Layers, tuner: TunerOptions, notes: list[str]) -> tuple[
     left_out = {layers.head, *layers.routers, *layers.unreachable}
     modules = [n for n in layers.linear if n not in left_out and n.startswith(layers.language)]
     if layers.language:
-        notes.append("LoRA reaches the language model only; name layers with --target_modules or --target_regex for others")
+        notes.append(
+            "LoRA reaches the language model only; name layers with --target_modules or --target_regex for others"
+        )
     if layers.routers or layers.router_parameters:
         names = leaves([*layers.routers, *(n.removesuffix(".weight") for n in layers.router_parameters)])
         notes.append(f"the routers ({', '.join(names)}) are not trained; --target_modules all-linear all-router would")
@@ -219,7 +231,9 @@ def _expert_parameters(layers: Layers, word: str, tuner: TunerOptions) -> list[s
     if fused or target is None or target == word:
         return fused
     fused = [name for name in layers.experts if name.endswith("." + target)]
-    partners = {name for name, to in FUSED_PARTS.items() if to == target and (name.endswith("_proj") == word.endswith("_proj"))}
+    partners = {
+        name for name, to in FUSED_PARTS.items() if to == target and (name.endswith("_proj") == word.endswith("_proj"))
+    }
     missing = partners - set(tuner.target_modules)
     dense = any(name.endswith("." + word) for name in layers.linear)
     if fused and missing and not dense:
@@ -240,7 +254,9 @@ def _by_regex(layers: Layers, pattern: str) -> tuple[list[str], list[str]]:
     if not modules and not parameters:
         examples = [*layers.linear[:2], *layers.experts[:1]]
         what = f"no layer's full name matches {pattern!r}"
-        raise UsageError(what, where="--target_regex", fix=f"the whole name must match; names look like {', '.join(examples)}")
+        raise UsageError(
+            what, where="--target_regex", fix=f"the whole name must match; names look like {', '.join(examples)}"
+        )
     return modules, parameters
 
 
@@ -256,8 +272,9 @@ def _parameters_named(model: nn.Module, name: str) -> list[str]:
 def _past_peft(model: nn.Module, modules: Iterable[str]) -> list[str]:
     """Modules that can't be named to peft because it would read their names as the fused experts' or the router's.
 
-    In MoE architectures that transformers fuses, peft turns gate_proj, up_proj, down_proj (also of a dense layer or a shared
-    expert) and gate into target_parameters. Naming such a layer's weight as a parameter says what is meant.
+    In MoE architectures that transformers fuses, peft turns gate_proj, up_proj, down_proj (also of a dense layer or
+    a shared expert) and gate into target_parameters. Naming such a layer's weight as a parameter says what is
+    meant.
     """
     from peft.utils import transformers_weight_conversion as conversion
 

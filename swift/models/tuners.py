@@ -1,7 +1,7 @@
 """Makes a loaded model trainable: LoRA and its variants through peft, or all parameters minus what is frozen.
 
-Promises: an adapter is plain peft. With a bfloat16 or float16 base the adapter's weights are float32 (peft's own default: an
-update of 1e-4 of a weight is lost in bfloat16's 8 bits) unless --lora_dtype says otherwise.
+Promises: an adapter is plain peft. With a bfloat16 or float16 base the adapter's weights are float32 (peft's own
+default: an update of 1e-4 of a weight is lost in bfloat16's 8 bits) unless --lora_dtype says otherwise.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from swift.models.targets import Targets, leaves, resolve_targets, shortest
 log = logging.getLogger("swift")
 
 PLAIN_INITS = {"true": True, "false": False, "gaussian": "gaussian", "orthogonal": "orthogonal"}
-SVD_INIT = re.compile(r"pissa|pissa_niter_\d+|olora")  # these change the base weights as well
+# These take A and B out of the base weights. Loading such an adapter repeats that, which gives the same remainder
+# since the decomposition is exact; pissa_niter_N is random, so its adapters would meet another base than they were
+# trained on.
+SVD_INITS = ("pissa", "olora")
 
 
 def apply_tuner(model, tuner: TunerOptions, *, new_token_ids: Sequence[int] = ()):
     """`model` ready to train: a PeftModel for lora, the model itself for full.
 
-    `new_token_ids`: rows of the embeddings that train too (tokens added to the vocabulary). UsageError for options that don't
-    fit the model, TrainingError when nothing would train.
+    `new_token_ids`: rows of the embeddings that train too (tokens added to the vocabulary). UsageError for options
+    that don't fit the model, TrainingError when nothing would train.
     """
     if tuner.tuner_type == "full":
         _full(model, tuner)
@@ -42,7 +45,11 @@ def apply_tuner(model, tuner: TunerOptions, *, new_token_ids: Sequence[int] = ()
 def _lora(model, tuner: TunerOptions, new_token_ids: Sequence[int]):
     from peft import get_peft_model
 
-    given = [name for name in ("freeze_parameters", "freeze_parameters_regex", "freeze_parameters_ratio") if getattr(tuner, name)]
+    given = [
+        name
+        for name in ("freeze_parameters", "freeze_parameters_regex", "freeze_parameters_ratio")
+        if getattr(tuner, name)
+    ]
     given += [name for name in ("trainable_parameters", "trainable_parameters_regex") if getattr(tuner, name)]
     if given:
         fix = "--tuner_type full; with LoRA use --target_modules and --modules_to_save"
@@ -93,9 +100,14 @@ def _init_weights(model, tuner: TunerOptions, targets: Targets) -> bool | str:
     text = tuner.init_weights.lower()
     if text in PLAIN_INITS:
         return PLAIN_INITS[text]
-    if not SVD_INIT.fullmatch(text):
-        known = [*PLAIN_INITS, "pissa", "pissa_niter_16", "olora"]
-        raise UsageError(f"unknown initialization {text!r}", where="--init_weights", fix=f"one of {', '.join(known)}")
+    if text not in SVD_INITS:
+        lack = (
+            "can't be repeated when the adapter is loaded (it is random)"
+            if text.startswith("pissa_niter")
+            else "is not known"
+        )
+        fix = f"one of {', '.join([*PLAIN_INITS, *SVD_INITS])}"
+        raise UsageError(f"the initialization {text!r} {lack}", where="--init_weights", fix=fix)
     if getattr(model, "is_quantized", False) or targets.parameters:
         what = f"{text} needs plain linear layers (no quantized ones, no fused experts)"
         raise UsageError(what, where="--init_weights", fix="--init_weights true")
@@ -148,7 +160,9 @@ def _by_prefix(names: Sequence[str], prefixes: Sequence[str], option: str) -> li
     for prefix in prefixes:
         matched = [name for name in names if name.startswith(prefix)]
         if not matched:
-            raise UsageError(f"no parameter starts with {prefix!r}", where=f"--{option}", fix=f"names look like {_examples(names)}")
+            raise UsageError(
+                f"no parameter starts with {prefix!r}", where=f"--{option}", fix=f"names look like {_examples(names)}"
+            )
         found += matched
     return found
 
@@ -163,7 +177,9 @@ def _matching(names: Sequence[str], pattern: str | None, option: str) -> list[st
         raise UsageError(f"not a valid regular expression: {error}", where=f"--{option}") from error
     found = [name for name in names if regex.search(name)]
     if not found:
-        raise UsageError(f"no parameter matches {pattern!r}", where=f"--{option}", fix=f"names look like {_examples(names)}")
+        raise UsageError(
+            f"no parameter matches {pattern!r}", where=f"--{option}", fix=f"names look like {_examples(names)}"
+        )
     return found
 
 
@@ -212,7 +228,8 @@ def optimizer_groups(
     """Parameter groups for an optimizer: with and without weight decay, and with LoRA+ the B matrices at
     `lorap_lr_ratio` times the learning rate (Hayou et al. 2024).
 
-    `decays(name)` says whether a parameter is decayed; by default all but biases and norms (1-D parameters), as in the Trainer.
+    `decays(name)` says whether a parameter is decayed; by default all but biases and norms (1-D parameters), as in
+    the Trainer.
     """
     decays = decays or (lambda name: True)
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}

@@ -76,7 +76,9 @@ def check_optimizer(args: TrainingArguments) -> None:
     try:
         Trainer.get_optimizer_cls_and_kwargs(args, torch.nn.Module())
     except (ValueError, ImportError) as error:
-        raise UsageError(str(error).strip().splitlines()[0], where=f"--optim {args.optim.value}", fix="--optim adamw_torch_fused") from error
+        raise UsageError(
+            str(error).strip().splitlines()[0], where=f"--optim {args.optim.value}", fix="--optim adamw_torch_fused"
+        ) from error
 
 
 def steps_in_run(config: SftConfig, rows: int, world_size: int) -> int:

@@ -21,7 +21,11 @@ from swift.train.trainer import SftTrainer
 from swift.train.weights import load_weights, save_weights
 
 # option value -> (module, what to pip install)
-REPORTERS = {"tensorboard": ("tensorboard", "tensorboard"), "wandb": ("wandb", "wandb"), "swanlab": ("swanlab", "swanlab")}
+REPORTERS = {
+    "tensorboard": ("tensorboard", "tensorboard"),
+    "wandb": ("wandb", "wandb"),
+    "swanlab": ("swanlab", "swanlab"),
+}
 
 
 def check_packages(config: SftConfig) -> None:

@@ -62,7 +62,9 @@ class Schedule(TrainerCallback):
 
     def _evaluation_due(self, state: TrainerState, last: bool, epoch_over: bool) -> bool:
         by_epoch = self.evaluation.eval_strategy == "epoch"
-        if self.evaluation.eval_strategy == "no" or self.evaluation.eval_delay > (state.epoch if by_epoch else state.global_step):
+        if self.evaluation.eval_strategy == "no" or self.evaluation.eval_delay > (
+            state.epoch if by_epoch else state.global_step
+        ):
             return False
         return last or (epoch_over if by_epoch else _due(state.global_step, self._evaluate_every))
 
@@ -93,7 +95,9 @@ class LogFile(TrainerCallback):
     def __init__(self, log: RunLog):
         self.log = log
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Mapping[str, Any], **kwargs):
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Mapping[str, Any], **kwargs
+    ):
         if state.is_world_process_zero:
             self.log.write(logs)
 
@@ -132,7 +136,9 @@ class Progress(Reporter):
         if self.bar is not None:
             self.bar.update(state.global_step - self.bar.n)
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Mapping[str, Any], **kwargs):
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Mapping[str, Any], **kwargs
+    ):
         if self.quiet or not state.is_world_process_zero:
             return
         if self.bar is None:

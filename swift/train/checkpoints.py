@@ -21,7 +21,9 @@ PROGRESS = "progress.json"
 TRAINER_STATE = "trainer_state.json"
 
 # What torch and safetensors say when the operating system refuses a write: they raise their own errors, without errno.
-_WRITE_FAILED = re.compile(r"os error|No space left|file write failed|PytorchStreamWriter|unexpected pos|I/O error", re.I)
+_WRITE_FAILED = re.compile(
+    r"os error|No space left|file write failed|PytorchStreamWriter|unexpected pos|I/O error", re.I
+)
 
 
 def name_of(step: int) -> str:

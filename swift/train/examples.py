@@ -135,5 +135,7 @@ def choose_template(config: SftConfig, model: LocalModel, tokenizer: Any) -> tup
     if Path(name).is_file():
         return config, Path(name).read_text(encoding="utf-8")
     if name not in template_names():
-        raise UsageError(f"no template {name!r}", where="--template", fix=f"a Jinja file, or {', '.join(template_names())}")
+        raise UsageError(
+            f"no template {name!r}", where="--template", fix=f"a Jinja file, or {', '.join(template_names())}"
+        )
     return config, template_text(name)

@@ -49,7 +49,11 @@ def begin(run_dir: Path, setup: Setup, examples: Examples) -> None:
     record = {
         "state": "training",
         "model": {"name": setup.model.name, "path": str(setup.model.path), "source": setup.model.source},
-        "data": {"fingerprint": examples.fingerprint, "rows": len(examples.train), "validation_rows": len(examples.val or ())},
+        "data": {
+            "fingerprint": examples.fingerprint,
+            "rows": len(examples.train),
+            "validation_rows": len(examples.val or ()),
+        },
         "seed": config.training.seed,
         "data_seed": config.data.data_seed if config.data.data_seed is not None else config.training.seed,
         "sittings": sittings,

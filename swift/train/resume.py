@@ -139,7 +139,9 @@ def take_over(config: C, point: ResumePoint) -> tuple[C, list[str]]:
             inherited[name] = old
         elif config.value(name) != old:
             if name in FROM_HERE_ON:
-                notes.append(f"--{name} is {config.value(name)} from here on (the run had {old}); the schedule follows it")
+                notes.append(
+                    f"--{name} is {config.value(name)} from here on (the run had {old}); the schedule follows it"
+                )
             elif spec.section in BINDING_SECTIONS and name not in FREE or name in ("model", "torch_dtype"):
                 refused.append(f"--{name} {config.value(name)} (the run has {old})")
     if refused and not config.value("resume_only_model"):

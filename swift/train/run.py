@@ -163,7 +163,7 @@ def _train(setup: Setup, loading: LoadPlan, tokenizer: Any, examples: Examples) 
             trainer.close_reporters()
     if args.should_save:
         summary.finish(run_dir, _outcome(trainer, config, interrupt))
-    trainer.accelerator.end_training()  # leaves the process group in order
+    trainer.leave_group()
     return interrupt.exit_code
 
 
@@ -246,7 +246,9 @@ def _make_run_dir(setup: Setup, model: Any, examples: Examples) -> Path:
         _refuse_used(run_dir)
     log.info("run directory: %s", run_dir)
     command = "sft" if config.chat.use_chat_template else "pt"
-    save_args(run_dir, command, config, model_path=str(_weights_directory(setup) if point is None else setup.model.directory))
+    save_args(
+        run_dir, command, config, model_path=str(_weights_directory(setup) if point is None else setup.model.directory)
+    )
     examples.save(run_dir)
     manifest.begin(run_dir, setup, examples)
     return run_dir
@@ -283,4 +285,3 @@ def _checkpoint_bytes(config: SftConfig, model: Any) -> int:
     needed = stored + (0 if config.saving.save_only_model else 2 * trained)
     log.debug("a checkpoint takes about %s", human_bytes(needed))
     return needed
-

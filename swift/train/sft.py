@@ -96,7 +96,9 @@ def _check_writable(place: str | None) -> None:
         raise ResourceError("not a directory", where=str(parent), fix="choose another --output_dir")
     if not os.access(parent, os.W_OK | os.X_OK):
         read_only = bool(os.statvfs(parent).f_flag & os.ST_RDONLY)
-        raise disk_error(OSError(30, "Read-only file system") if read_only else OSError(13, "Permission denied"), parent)
+        raise disk_error(
+            OSError(30, "Read-only file system") if read_only else OSError(13, "Permission denied"), parent
+        )
 
 
 def _from_adapter(config: SftConfig) -> tuple[SftConfig, Path | None]:
@@ -110,7 +112,9 @@ def _from_adapter(config: SftConfig) -> tuple[SftConfig, Path | None]:
     typed = [name for name, spec in config.specs().items() if spec.section == "tuner" and config.given(name)]
     typed = [name for name in typed if name not in ("tuner_type", "lorap_lr_ratio")]
     if typed:
-        raise UsageError(f"--{typed[0]} is fixed by the adapter that trains on", where="--adapters", fix=f"leave out --{typed[0]}")
+        raise UsageError(
+            f"--{typed[0]} is fixed by the adapter that trains on", where="--adapters", fix=f"leave out --{typed[0]}"
+        )
     from swift.models.adapters import find_checkpoint
 
     path = find_checkpoint(expand(config.model.adapters[0]))

@@ -27,7 +27,9 @@ class TensorBoard(Reporter):
             resumed = state.global_step > 0
             self.writer = SummaryWriter(str(self.directory), purge_step=state.global_step + 1 if resumed else None)
 
-    def on_log(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Mapping[str, Any], **kwargs):
+    def on_log(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, logs: Mapping[str, Any], **kwargs
+    ):
         if self.writer is None:
             return
         for name, value in logs.items():

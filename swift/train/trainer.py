@@ -7,6 +7,7 @@ touched and names the rows. Distribution, mixed precision, optimizers and schedu
 
 from __future__ import annotations
 
+import gc
 import inspect
 import json
 import math
@@ -129,6 +130,19 @@ class SftTrainer(Trainer):
         for callback in self.callback_handler.callbacks:
             if isinstance(callback, Reporter):
                 callback.close()
+
+    def leave_group(self) -> None:
+        """Let go of the other processes, all at the same time: wrappers first, since one that outlives its process group
+        can wait for ever when it is torn down."""
+        if self.args.world_size == 1:
+            return
+        self.accelerator.wait_for_everyone()
+        self.model_wrapped = self.model
+        self.callback_handler.model = self.model
+        self.callback_handler.train_dataloader = None
+        self.accelerator.free_memory()
+        gc.collect()
+        self.accelerator.end_training()
 
     # ---- data ----
 
@@ -382,7 +396,9 @@ class SftTrainer(Trainer):
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         self.load_weights(Path(resume_from_checkpoint))
 
-    def _init_training_state(self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial):
+    def _init_training_state(
+        self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
+    ):
         if self.resume_only_model and self.args.ignore_data_skip:
             resume_from_checkpoint = None  # the weights are loaded; steps and rows begin at zero
         found = super()._init_training_state(

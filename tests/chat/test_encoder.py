@@ -163,8 +163,8 @@ def test_cuts_are_explicit():
 
 
 def test_a_batch_is_its_rows():
-    encoder = encoder_of(CHATML, max_length=40)
-    rows = [TALK, {"text": "a text"}, {"messages": [USER, {"role": "assistant", "content": "x " * 60}]}, {"x": 1}]
+    encoder = encoder_of(CHATML, max_length=60)
+    rows = [TALK, {"text": "a text"}, {"messages": [USER, {"role": "assistant", "content": "x " * 200}]}, {"x": 1}]
     first, text, dropped, broken = encoder.encode_batch(rows)
     assert first == [encoder.encode(TALK)] and text == [encoder.encode({"text": "a text"})]
     assert isinstance(dropped, RowDropped) and isinstance(broken, DataError)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from swift.data import formats
 from swift.data.formats import ColumnMap, canonical_row
 from swift.data.rows import RowError
 
@@ -362,24 +363,15 @@ def test_images(tmp_path):
     assert reason({"query": "q", "response": "a", "images": ["b.png"]}, folder=tmp_path) == "a media file is missing"
 
 
+MESSAGE_KEYS = ["role", "content", "from", "value", "tool_calls", "function", "name", "arguments", "type", "text"]
+MESSAGE_KEYS += ["human", "assistant", "image", "loss"]
+COLUMNS = [*formats.CONVERSATION, *formats.QUERY, *formats.RESPONSE, *formats.REJECTED, *formats.LABEL, *formats.TOOLS]
+COLUMNS += [*formats.SYSTEM, *formats.MEDIA["image"], *formats.KEPT, "chosen", "history", "foo"]
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers(-3, 3) | st.floats() | st.text(max_size=4),
-    lambda inner: (
-        st.lists(inner, max_size=3)
-        | st.dictionaries(
-            st.sampled_from(
-                "role content from value tool_calls function name arguments type text human assistant image loss".split()
-            ),
-            inner,
-            max_size=4,
-        )
-    ),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.sampled_from(MESSAGE_KEYS), inner, max_size=4),
     max_leaves=12,
 )
-COLUMNS = (
-    "messages conversations conversation instruction input output query response history prompt completion system tools "
-    "images image rejected_response rejected_messages chosen rejected label text videos objects foo"
-).split()
 
 
 @settings(max_examples=400, deadline=None)

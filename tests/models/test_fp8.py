@@ -15,7 +15,9 @@ from tests import tiny
 
 def load(path, dtype="float32", training=True, **options):
     files = check_model_files(path)
-    plan = plan_loading(ModelOptions(torch_dtype=dtype, **options), QuantizationOptions(), files, pick_device(True), training)
+    plan = plan_loading(
+        ModelOptions(torch_dtype=dtype, **options), QuantizationOptions(), files, pick_device(True), training
+    )
     return load_model(path, plan), plan
 
 

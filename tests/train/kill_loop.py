@@ -29,8 +29,16 @@ def train(run_dir: Path, kind: str) -> None:
     from swift.train import checkpoints
 
     cfg = support.config(
-        tuner_type=kind, lora_dropout=0.1, save_steps=2, save_total_limit=2, num_train_epochs=2.0, logging_steps=1,
-        val_dataset=("x",), eval_steps=4, gradient_accumulation_steps=1, per_device_train_batch_size=4,
+        tuner_type=kind,
+        lora_dropout=0.1,
+        save_steps=2,
+        save_total_limit=2,
+        num_train_epochs=2.0,
+        logging_steps=1,
+        val_dataset=("x",),
+        eval_steps=4,
+        gradient_accumulation_steps=1,
+        per_device_train_batch_size=4,
     )
     run_dir.mkdir(exist_ok=True)
     checkpoint, _ = checkpoints.newest_complete(run_dir)
@@ -64,7 +72,9 @@ def count_operations(limit: int | None) -> list[int]:
     return counted
 
 
-def sitting(run_dir: Path, kind: str, after: float | None = None, at_operation: int | None = None) -> tuple[bool, float, int]:
+def sitting(
+    run_dir: Path, kind: str, after: float | None = None, at_operation: int | None = None
+) -> tuple[bool, float, int]:
     """Fork a run, kill it after so many seconds or at that file operation; (was it killed, seconds, operations)."""
     read, write = os.pipe()
     start = time.monotonic()
@@ -134,7 +144,7 @@ if __name__ == "__main__":
     # What a run imports late is imported now, once, without computing anything.
     import transformers.models.llama.modeling_llama  # noqa: F401
 
-    import swift.train.build  # noqa: F401
+    import swift.train.build
     import swift.train.run  # noqa: F401
 
     arguments = sys.argv[1:]

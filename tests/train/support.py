@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from pathlib import Path
 
@@ -47,8 +46,17 @@ def config(**values) -> SftConfig:
     """An SftConfig whose named options count as typed; the rest decided as for a model of 512 tokens' context."""
     from swift.config.decide import decide_sft
 
-    defaults = dict(learning_rate=1e-2, per_device_train_batch_size=2, gradient_accumulation_steps=2, output_dir="unused",
-                    lora_dropout=0.0, gradient_checkpointing=False, report_to=("none",), num_train_epochs=1.0, dataloader_pin_memory=False)
+    defaults = dict(
+        learning_rate=1e-2,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        output_dir="unused",
+        lora_dropout=0.0,
+        gradient_checkpointing=False,
+        report_to=("none",),
+        num_train_epochs=1.0,
+        dataloader_pin_memory=False,
+    )
     return decide_sft(SftConfig().replace(defaults | values, "command line"), "tiny", 512)
 
 
@@ -56,7 +64,9 @@ def lora(model, rank: int = 4, dropout: float = 0.0):
     from peft import LoraConfig, get_peft_model
 
     torch.manual_seed(0)
-    settings = LoraConfig(r=rank, lora_alpha=8, lora_dropout=dropout, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM")
+    settings = LoraConfig(
+        r=rank, lora_alpha=8, lora_dropout=dropout, target_modules=["q_proj", "v_proj"], task_type="CAUSAL_LM"
+    )
     return get_peft_model(model, settings)
 
 
@@ -69,8 +79,16 @@ def trainer(run_dir: Path, model, rows, val_rows=None, cfg: SftConfig | None = N
     args = training_arguments(cfg, steps_in_run(cfg, len(rows), 1))
     args.output_dir = str(run_dir)
     return build_trainer(
-        cfg, args, model, tiny.tokenizer(), rows, val_rows, collate,
-        sources=lambda row: f"rows.jsonl:{row + 1}", callbacks=callbacks, **changes,
+        cfg,
+        args,
+        model,
+        tiny.tokenizer(),
+        rows,
+        val_rows,
+        collate,
+        sources=lambda row: f"rows.jsonl:{row + 1}",
+        callbacks=callbacks,
+        **changes,
     )
 
 

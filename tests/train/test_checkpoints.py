@@ -124,13 +124,22 @@ def run_with_args(tmp_path, **options):
 
 def test_what_was_not_typed_comes_from_the_run(tmp_path):
     point = run_with_args(tmp_path, learning_rate=3e-3, dataset=("a", "b#5"), lora_rank=4, model="m", output_dir="old")
-    cfg, notes = resume.take_over(SftConfig().replace({"learning_rate": 3e-3, "logging_steps": 1.0}, "command line"), point)
+    cfg, notes = resume.take_over(
+        SftConfig().replace({"learning_rate": 3e-3, "logging_steps": 1.0}, "command line"), point
+    )
     assert (cfg.training.learning_rate, cfg.tuner.lora_rank, cfg.data.dataset) == (3e-3, 4, ("a", "b#5"))
     assert cfg.logging.logging_steps == 1.0 and cfg.saving.output_dir is None and notes == []
 
 
 @pytest.mark.parametrize(
-    "typed", [dict(learning_rate=1e-3), dict(per_device_train_batch_size=2), dict(lora_rank=16), dict(seed=1), dict(model="other")]
+    "typed",
+    [
+        dict(learning_rate=1e-3),
+        dict(per_device_train_batch_size=2),
+        dict(lora_rank=16),
+        dict(seed=1),
+        dict(model="other"),
+    ],
 )
 def test_options_that_would_break_the_state_are_refused_by_name(tmp_path, typed):
     point = run_with_args(tmp_path, learning_rate=3e-3, model="m")
@@ -143,6 +152,8 @@ def test_options_that_would_break_the_state_are_refused_by_name(tmp_path, typed)
 
 def test_a_longer_run_is_allowed_and_said(tmp_path):
     point = run_with_args(tmp_path, num_train_epochs=1.0)
-    cfg, notes = resume.take_over(SftConfig().replace({"num_train_epochs": 2.0, "save_steps": 7.0}, "command line"), point)
+    cfg, notes = resume.take_over(
+        SftConfig().replace({"num_train_epochs": 2.0, "save_steps": 7.0}, "command line"), point
+    )
     assert cfg.training.num_train_epochs == 2.0 and cfg.saving.save_steps == 7.0
     assert len(notes) == 1 and "num_train_epochs" in notes[0]

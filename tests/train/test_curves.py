@@ -45,7 +45,9 @@ def test_size_range_and_labels():
 def test_one_value_none_and_values_that_are_no_numbers():
     assert terminal_curve([]) == "" and terminal_curve([math.nan, math.inf]) == ""
     assert len(dots(terminal_curve([2.0], width=10, height=3))) == 20
-    assert dots(terminal_curve([1.0, math.nan, 3.0], width=4, height=2)) == dots(terminal_curve([1.0, 3.0], width=4, height=2))
+    assert dots(terminal_curve([1.0, math.nan, 3.0], width=4, height=2)) == dots(
+        terminal_curve([1.0, 3.0], width=4, height=2)
+    )
 
 
 def test_a_png_for_every_curve_that_has_points(tmp_path):
@@ -56,7 +58,12 @@ def test_a_png_for_every_curve_that_has_points(tmp_path):
     records.append({"step": 39, "eval_loss": 0.1, "eval_token_acc": 0.5})
     written = save_images(records, tmp_path / "images")
     assert {p.stem for p in written} == {
-        "train_loss", "train_learning_rate", "train_grad_norm", "train_token_acc", "train_tokens_per_second", "eval_loss",
+        "train_loss",
+        "train_learning_rate",
+        "train_grad_norm",
+        "train_token_acc",
+        "train_tokens_per_second",
+        "eval_loss",
     }
     assert all(p.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n" for p in written)
     assert save_images([], tmp_path / "none") == [] and not (tmp_path / "none").exists()

@@ -32,8 +32,17 @@ def test_a_step_sees_about_sixteen_rows(batch, processes, expected):
 
 
 def test_typed_values_stay():
-    cfg = decided(learning_rate=3e-5, gradient_accumulation_steps=1, warmup_steps=10.0, max_length=100, output_dir="x",
-                  eval_strategy="epoch", val_dataset=("v",), eval_steps=7.0, metric_for_best_model="eval_token_acc")
+    cfg = decided(
+        learning_rate=3e-5,
+        gradient_accumulation_steps=1,
+        warmup_steps=10.0,
+        max_length=100,
+        output_dir="x",
+        eval_strategy="epoch",
+        val_dataset=("v",),
+        eval_steps=7.0,
+        metric_for_best_model="eval_token_acc",
+    )
     assert cfg.training.learning_rate == 3e-5 and cfg.training.warmup_ratio is None
     assert (cfg.chat.max_length, cfg.saving.output_dir) == (100, "x")
     assert (cfg.evaluation.eval_strategy, cfg.evaluation.eval_steps) == ("epoch", 7.0)

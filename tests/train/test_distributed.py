@@ -27,10 +27,22 @@ def torchrun(directory: Path, stop: int) -> None:
 @pytest.mark.slow
 def test_two_processes_compute_what_one_does_with_twice_the_batch(tmp_path):
     torchrun(tmp_path / "two", -1)
-    cfg = support.config(per_device_train_batch_size=4, gradient_accumulation_steps=2, num_train_epochs=2.0, logging_steps=1,
-                         save_steps=3, val_dataset=("x",), eval_steps=3)
-    one = support.trainer(tmp_path / "one", support.lora(tiny.model("llama")), support.encoded_rows(24),
-                          support.encoded_rows(5, seed=3), cfg)
+    cfg = support.config(
+        per_device_train_batch_size=4,
+        gradient_accumulation_steps=2,
+        num_train_epochs=2.0,
+        logging_steps=1,
+        save_steps=3,
+        val_dataset=("x",),
+        eval_steps=3,
+    )
+    one = support.trainer(
+        tmp_path / "one",
+        support.lora(tiny.model("llama")),
+        support.encoded_rows(24),
+        support.encoded_rows(5, seed=3),
+        cfg,
+    )
     one.train()
     for key in ("loss", "eval_loss", "token_acc", "eval_token_acc", "grad_norm"):
         logs = [[(r["step"], r[key]) for r in support.records(tmp_path / name) if key in r] for name in ("one", "two")]

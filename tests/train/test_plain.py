@@ -20,7 +20,9 @@ def rows(*pairs):
 
 
 def test_the_ids_are_those_of_the_joined_text_and_its_end(tokenizer):
-    (encoded,) = PlainEncoder(ChatEncoder(tokenizer)).encode_batch(rows(("user", "The capital "), ("assistant", "of France is Paris.")))[0]
+    (encoded,) = PlainEncoder(ChatEncoder(tokenizer)).encode_batch(
+        rows(("user", "The capital "), ("assistant", "of France is Paris."))
+    )[0]
     assert encoded.input_ids == tokenizer("The capital of France is Paris.")["input_ids"] + [tokenizer.eos_token_id]
     assert encoded.labels == encoded.input_ids
 
@@ -47,5 +49,9 @@ def test_long_texts(tokenizer, strategy):
     if strategy == "delete":
         assert isinstance(outcome, RowDropped) and outcome.length == len(whole)
         return
-    expected = {"left": [whole[-16:]], "right": [whole[:16]], "split": [whole[i : i + 16] for i in range(0, len(whole), 16)]}
+    expected = {
+        "left": [whole[-16:]],
+        "right": [whole[:16]],
+        "split": [whole[i : i + 16] for i in range(0, len(whole), 16)],
+    }
     assert [encoded.input_ids for encoded in outcome] == expected[strategy]

@@ -39,7 +39,9 @@ def plain_losses(model, rows, tmp_path, **values) -> tuple[list[float], object]:
     def collate(batch):
         return {k: v for k, v in support.collate(batch).items() if k != "row_ids"}
 
-    trainer = Trainer(model=model, args=TrainingArguments(**settings | values), train_dataset=rows, data_collator=collate)
+    trainer = Trainer(
+        model=model, args=TrainingArguments(**settings | values), train_dataset=rows, data_collator=collate
+    )
     trainer.train()
     return [r["loss"] for r in trainer.state.log_history if "loss" in r], trainer
 
@@ -77,7 +79,10 @@ def test_accumulation_is_the_same_as_a_larger_batch(tmp_path):
     losses = []
     for batch, accumulation in ((1, 8), (8, 1), (2, 4)):
         cfg = support.config(
-            per_device_train_batch_size=batch, gradient_accumulation_steps=accumulation, logging_steps=1, num_train_epochs=2.0
+            per_device_train_batch_size=batch,
+            gradient_accumulation_steps=accumulation,
+            logging_steps=1,
+            num_train_epochs=2.0,
         )
         ours = support.trainer(tmp_path / f"run{batch}", support.lora(copy.deepcopy(base)), rows, cfg=cfg)
         ours.train()
@@ -92,8 +97,13 @@ def test_router_loss_is_added_as_the_model_adds_it(tmp_path):
     base = tiny.model("qwen3_moe", output_router_logits=True, router_aux_loss_coef=0.5)
     batch = {k: v for k, v in support.collate(rows).items() if k != "row_ids"}
     expected = base(**batch).loss.item()
-    cfg = support.config(per_device_train_batch_size=6, gradient_accumulation_steps=1, max_steps=1, logging_steps=1,
-                         train_dataloader_shuffle=False)
+    cfg = support.config(
+        per_device_train_batch_size=6,
+        gradient_accumulation_steps=1,
+        max_steps=1,
+        logging_steps=1,
+        train_dataloader_shuffle=False,
+    )
     ours = support.trainer(tmp_path / "run", copy.deepcopy(base), rows, cfg=cfg)
     ours.train()
     assert support.step_losses(ours)[0] == pytest.approx(expected, abs=1e-5)
@@ -136,8 +146,16 @@ def test_token_and_sequence_accuracy(tmp_path):
     """A model that has learned two rows by heart: all tokens and all sequences right; with a third that it can't know, fewer."""
     rows = support.encoded_rows(2)
     model = tiny.model("llama")
-    cfg = support.config(max_steps=60, num_train_epochs=60.0, logging_steps=60, gradient_accumulation_steps=1, learning_rate=1e-2,
-                         val_dataset=("x",), acc_strategy="seq", eval_strategy="no")
+    cfg = support.config(
+        max_steps=60,
+        num_train_epochs=60.0,
+        logging_steps=60,
+        gradient_accumulation_steps=1,
+        learning_rate=1e-2,
+        val_dataset=("x",),
+        acc_strategy="seq",
+        eval_strategy="no",
+    )
     trainer = support.trainer(tmp_path / "run", model, rows, rows, cfg=cfg)
     trainer.train()
     assert trainer.evaluate()["eval_seq_acc"] == 1.0

@@ -52,7 +52,9 @@ def scramble():
 
 def make(tmp_path, name, cfg, base, rows, callbacks=()):
     dropout = cfg.tuner.lora_dropout
-    model = copy.deepcopy(base) if cfg.tuner.tuner_type == "full" else support.lora(copy.deepcopy(base), dropout=dropout)
+    model = (
+        copy.deepcopy(base) if cfg.tuner.tuner_type == "full" else support.lora(copy.deepcopy(base), dropout=dropout)
+    )
     scramble()
     val = support.encoded_rows(5, seed=8) if cfg.evaluation.eval_strategy != "no" else None
     lengths = [len(row["input_ids"]) for row in rows]
@@ -84,7 +86,9 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, case):
     trainer.train(resume_from_checkpoint=str(checkpoint))
 
     assert support.same_weights(tmp_path / "whole" / last, tmp_path / "killed" / last)
-    assert not support.same_weights(tmp_path / "whole" / last, tmp_path / "whole" / checkpoints.name_of(cfg.saving.save_steps))
+    assert not support.same_weights(
+        tmp_path / "whole" / last, tmp_path / "whole" / checkpoints.name_of(cfg.saving.save_steps)
+    )
     timeless = ("elapsed_seconds", "eta_seconds", "tokens_per_second", "memory_gib", "eval_seconds")
     logs = [
         [{k: v for k, v in record.items() if k not in timeless} for record in support.records(tmp_path / name)]
@@ -108,8 +112,15 @@ def test_moe_weights_come_back_though_they_are_stored_in_another_shape(tmp_path)
 
 def test_early_stopping_counts_on_after_a_resumption(tmp_path):
     """No evaluation is better than the first (the metric gets worse): the run stops after `patience` more, killed or not."""
-    cfg = support.config(val_dataset=("x",), eval_steps=1, save_steps=1, learning_rate=0.0, early_stop_interval=3,
-                         num_train_epochs=4.0, save_total_limit=2)
+    cfg = support.config(
+        val_dataset=("x",),
+        eval_steps=1,
+        save_steps=1,
+        learning_rate=0.0,
+        early_stop_interval=3,
+        num_train_epochs=4.0,
+        save_total_limit=2,
+    )
     rows, base = support.encoded_rows(12), tiny.model("llama")
     whole = make(tmp_path, "whole", cfg, base, rows)
     whole.train()

@@ -28,7 +28,12 @@ def model(tmp_path_factory):
 
 def write_rows(path: Path, count: int = 12) -> Path:
     rows = [
-        {"messages": [{"role": "user", "content": f"What is {i} plus one?"}, {"role": "assistant", "content": f"It is {i + 1}."}]}
+        {
+            "messages": [
+                {"role": "user", "content": f"What is {i} plus one?"},
+                {"role": "assistant", "content": f"It is {i + 1}."},
+            ]
+        }
         for i in range(count)
     ]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
@@ -43,7 +48,11 @@ def sft(tmp_path, monkeypatch, model, capfd):
     write_rows(tmp_path / "rows.jsonl")
 
     def type_options(line: str = "", base: str | None = None, command: str = "sft"):
-        base = f"--model {model} --dataset rows.jsonl --output_dir out --report_to none --use_cpu true" if base is None else base
+        base = (
+            f"--model {model} --dataset rows.jsonl --output_dir out --report_to none --use_cpu true"
+            if base is None
+            else base
+        )
         code = main([command, *base.split(), *line.split()])
         captured = capfd.readouterr()
         return code, captured.out + captured.err
@@ -64,8 +73,16 @@ def test_a_run_directory_holds_everything(sft, tmp_path, model):
     assert code == 0, said
     run_dir = only_run(tmp_path / "out")
     assert {p.name for p in run_dir.iterdir()} >= {
-        "args.json", "manifest.json", "logging.jsonl", "images", "data_report.json", "data_report.html", "val_dataset.jsonl",
-        "checkpoint-2", "checkpoint-4", "checkpoint-5",
+        "args.json",
+        "manifest.json",
+        "logging.jsonl",
+        "images",
+        "data_report.json",
+        "data_report.html",
+        "val_dataset.jsonl",
+        "checkpoint-2",
+        "checkpoint-4",
+        "checkpoint-5",
     }
     assert not [p for p in run_dir.rglob(".*")], "no leftovers"
     args = json.loads((run_dir / "args.json").read_text())
@@ -86,7 +103,12 @@ def test_dry_run_says_why_and_writes_nothing(sft, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     code, said = sft("--dry_run true --eval_steps 3")
     assert code == 0 and sorted(tmp_path.rglob("*")) == before
-    for line in ("learning_rate = 0.0001  # decided", "torch_dtype = ", "split_dataset_ratio = 0.01  # decided", "bf16 = "):
+    for line in (
+        "learning_rate = 0.0001  # decided",
+        "torch_dtype = ",
+        "split_dataset_ratio = 0.01  # decided",
+        "bf16 = ",
+    ):
         assert line in said
 
 
@@ -111,7 +133,7 @@ def test_dry_run_says_why_and_writes_nothing(sft, tmp_path):
         ("--output_dir rows.jsonl/x", None, ("not a directory",)),
         ("--optim adamw_8bit", None, ("adamw", "bitsandbytes")),
         ("--adapters ADAPTER --lora_rank 3", None, ("--lora_rank", "fixed")),
-        ("--lr_scheduler_kwargs {\"nonsense\":1}", None, ("nonsense", "--lr_scheduler_kwargs")),
+        ('--lr_scheduler_kwargs {"nonsense":1}', None, ("nonsense", "--lr_scheduler_kwargs")),
     ],
 )
 def test_wrong_input_is_one_line_of_cause_and_one_of_cure(sft, tmp_path, model, options, base, expected):
@@ -228,7 +250,9 @@ def test_a_model_without_template_gets_one_said_aloud_and_saved(sft, tmp_path, t
     assert code == 0 and "using chatml" in said
     checkpoint = only_run(tmp_path / "out") / "checkpoint-1"
     assert json.loads((checkpoint / "args.json").read_text())["options"]["template"] == "chatml"
-    assert AutoTokenizer.from_pretrained(checkpoint).chat_template, "a whole model carries the template it was trained with"
+    assert AutoTokenizer.from_pretrained(checkpoint).chat_template, (
+        "a whole model carries the template it was trained with"
+    )
 
 
 def test_new_tokens_train_and_are_saved(sft, tmp_path):
@@ -243,7 +267,9 @@ def test_new_tokens_train_and_are_saved(sft, tmp_path):
 
 
 def test_continued_pretraining_learns_every_token_without_a_template(sft, tmp_path):
-    (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": "The capital of France is Paris. " * 3}) + "\n" for _ in range(4)))
+    (tmp_path / "text.jsonl").write_text(
+        "".join(json.dumps({"text": "The capital of France is Paris. " * 3}) + "\n" for _ in range(4))
+    )
     base = "--dataset text.jsonl --output_dir out --report_to none --use_cpu true --max_steps 1"
     model = tiny.checkpoint(tmp_path / "m")
     code, said = sft("", f"--model {model} {base}", command="pt")
@@ -266,7 +292,18 @@ def test_a_full_disk_while_saving(tmp_path, model):
     import resource
 
     write_rows(tmp_path / "rows.jsonl")
-    command = [sys.executable, "-m", "swift", "sft", "--model", str(model), "--dataset", "rows.jsonl", "--output_dir", "out"]
+    command = [
+        sys.executable,
+        "-m",
+        "swift",
+        "sft",
+        "--model",
+        str(model),
+        "--dataset",
+        "rows.jsonl",
+        "--output_dir",
+        "out",
+    ]
     command += (QUICK + "--tuner_type full --report_to none --use_cpu true").split()
 
     def limit():
@@ -282,10 +319,23 @@ def test_a_full_disk_while_saving(tmp_path, model):
 
 def test_ctrl_c_typed_at_a_real_process(tmp_path, model):
     write_rows(tmp_path / "rows.jsonl", 40)
-    command = [sys.executable, "-m", "swift", "sft", "--model", str(model), "--dataset", "rows.jsonl", "--output_dir", "out"]
-    command += "--report_to none --use_cpu true --logging_steps 1 --num_train_epochs 500".split()
+    command = [
+        sys.executable,
+        "-m",
+        "swift",
+        "sft",
+        "--model",
+        str(model),
+        "--dataset",
+        "rows.jsonl",
+        "--output_dir",
+        "out",
+    ]
+    command += ["--report_to", "none", "--use_cpu", "true", "--logging_steps", "1", "--num_train_epochs", "500"]
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
-    with subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
         for line in process.stdout:
             if line.startswith("step 3/"):
                 break

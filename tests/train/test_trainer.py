@@ -17,8 +17,19 @@ from swift.train.interrupt import Interrupt
 from tests import tiny
 from tests.train import support
 
-NUMBERS = ("loss", "grad_norm", "learning_rate", "token_acc", "tokens_per_second", "memory_gib", "epoch", "step", "max_steps",
-           "elapsed_seconds", "eta_seconds")
+NUMBERS = (
+    "loss",
+    "grad_norm",
+    "learning_rate",
+    "token_acc",
+    "tokens_per_second",
+    "memory_gib",
+    "epoch",
+    "step",
+    "max_steps",
+    "elapsed_seconds",
+    "eta_seconds",
+)
 
 
 @pytest.fixture(scope="module")
@@ -29,7 +40,9 @@ def base():
 def run(tmp_path, base, rows=None, val=None, callbacks=(), interrupt=None, **options):
     cfg = support.config(**options)
     model = copy.deepcopy(base) if cfg.tuner.tuner_type == "full" else support.lora(copy.deepcopy(base))
-    trainer = support.trainer(tmp_path / "run", model, rows or support.encoded_rows(16), val, cfg, callbacks, interrupt=interrupt)
+    trainer = support.trainer(
+        tmp_path / "run", model, rows or support.encoded_rows(16), val, cfg, callbacks, interrupt=interrupt
+    )
     trainer.train()
     return trainer
 
@@ -62,8 +75,14 @@ def test_a_loss_that_is_not_a_number_names_the_batch_and_spares_the_weights(tmp_
     rows[5]["input_ids"][1] = poisoned
     broken = copy.deepcopy(base)
     broken.get_input_embeddings().weight.data[poisoned] = float("inf")
-    cfg = support.config(train_dataloader_shuffle=False, per_device_train_batch_size=1, gradient_accumulation_steps=4,
-                         save_steps=1, tuner_type="full", freeze_parameters=("model.embed_tokens",))
+    cfg = support.config(
+        train_dataloader_shuffle=False,
+        per_device_train_batch_size=1,
+        gradient_accumulation_steps=4,
+        save_steps=1,
+        tuner_type="full",
+        freeze_parameters=("model.embed_tokens",),
+    )
     trainer = support.trainer(tmp_path / "run", broken, rows, None, cfg)
     with pytest.raises(TrainingError) as caught:
         trainer.train()
@@ -93,8 +112,16 @@ class SignalAt(TrainerCallback):
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_signal_finishes_the_step_saves_and_stops(tmp_path, base, number, code):
     with Interrupt() as interrupt:
-        trainer = run(tmp_path, base, callbacks=[SignalAt(1, number)], interrupt=interrupt, val_dataset=("x",),
-                      val=support.encoded_rows(3, seed=2), save_steps=100, eval_strategy="epoch")
+        trainer = run(
+            tmp_path,
+            base,
+            callbacks=[SignalAt(1, number)],
+            interrupt=interrupt,
+            val_dataset=("x",),
+            val=support.encoded_rows(3, seed=2),
+            save_steps=100,
+            eval_strategy="epoch",
+        )
     assert trainer.state.global_step == 2 and interrupt.exit_code == code
     assert [p.name for p in checkpoints.list_checkpoints(tmp_path / "run")] == ["checkpoint-2"]
     checkpoints.require_state(tmp_path / "run/checkpoint-2")
@@ -160,8 +187,18 @@ def test_only_the_best_are_saved(tmp_path, base):
 
 def test_links_name_the_last_and_the_best(tmp_path, base):
     rows = support.encoded_rows(8)
-    run(tmp_path, base, rows, rows, save_steps=2, eval_steps=2, val_dataset=("x",), learning_rate=0.0, num_train_epochs=2.0,
-        create_checkpoint_symlink=True)
+    run(
+        tmp_path,
+        base,
+        rows,
+        rows,
+        save_steps=2,
+        eval_steps=2,
+        val_dataset=("x",),
+        learning_rate=0.0,
+        num_train_epochs=2.0,
+        create_checkpoint_symlink=True,
+    )
     assert (tmp_path / "run/last").resolve().name == "checkpoint-4"
     assert (tmp_path / "run/best").resolve().name == "checkpoint-2"
 
@@ -259,8 +296,15 @@ def test_missing_libraries_are_named():
 def test_tensorboard_gets_every_number_once(tmp_path, base):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    run(tmp_path, base, val=support.encoded_rows(3, seed=4), val_dataset=("x",), logging_steps=1, report_to=("tensorboard",),
-        logging_dir=str(tmp_path / "board"))
+    run(
+        tmp_path,
+        base,
+        val=support.encoded_rows(3, seed=4),
+        val_dataset=("x",),
+        logging_steps=1,
+        report_to=("tensorboard",),
+        logging_dir=str(tmp_path / "board"),
+    )
     events = EventAccumulator(str(tmp_path / "board")).Reload()
     logged = [(r["step"], pytest.approx(r["loss"])) for r in support.records(tmp_path / "run") if "loss" in r]
     assert [(e.step, e.value) for e in events.Scalars("train/loss")] == logged

@@ -27,17 +27,31 @@ def main(directory: Path, stop: int) -> None:
     from swift.train.interrupt import Interrupt
 
     cfg = support.config(
-        per_device_train_batch_size=2, gradient_accumulation_steps=2, num_train_epochs=2.0, logging_steps=1, save_steps=3,
-        val_dataset=("x",), eval_steps=3, lora_dropout=0.1, ddp_backend="gloo", use_cpu=True,
+        per_device_train_batch_size=2,
+        gradient_accumulation_steps=2,
+        num_train_epochs=2.0,
+        logging_steps=1,
+        save_steps=3,
+        val_dataset=("x",),
+        eval_steps=3,
+        lora_dropout=0.1,
+        ddp_backend="gloo",
+        use_cpu=True,
     )
     interrupt = Interrupt()
     checkpoint, _ = checkpoints.newest_complete(directory) if directory.is_dir() else (None, [])
     model = support.lora(tiny.model("llama"), dropout=0.1 if stop >= 0 else 0.0)
     trainer = support.trainer(
-        directory, model, support.encoded_rows(24), support.encoded_rows(5, seed=3), cfg, [Stop(interrupt, stop)], interrupt=interrupt
+        directory,
+        model,
+        support.encoded_rows(24),
+        support.encoded_rows(5, seed=3),
+        cfg,
+        [Stop(interrupt, stop)],
+        interrupt=interrupt,
     )
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
-    trainer.accelerator.end_training()
+    trainer.leave_group()
 
 
 if __name__ == "__main__":

@@ -1,0 +1,282 @@
+"""Memory of training, inference and serving, by part, from a model's shape: no weights, no torch, microseconds.
+
+Promises: `estimate` gives the peak of one optimizer step on one device, in bytes, as the largest of the moments at which a
+step can peak (the loss, the backward pass of a layer, the end of the backward pass). It is compared with measured peaks in
+benchmarks/plan_accuracy.py. Knows nothing of fragmentation beyond a flat share on accelerators, nor of torch.compile.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from swift.advise.activations import (
+    ITEM,
+    WIDE,
+    Regime,
+    expert_copies,
+    largest_transient,
+    saved_per_token,
+)
+from swift.advise.shape import Layer, Linear, Shape, shape_of
+
+# The process before any model: Python, torch, transformers and peft on the CPU; the driver's context, kernels and cuBLAS
+# workspaces on a GPU.
+CPU_FRAMEWORK = 600_000_000
+GPU_CONTEXT = 600_000_000
+GPU_SLACK = 0.05  # of activations: blocks that torch's allocator can't reuse
+# What one label position's logits cost in the loss, per vocabulary entry: log-probabilities and two gradients, float32
+LOSS_BYTES = 12
+# bytes of state per trained parameter of `size` bytes; optimizers not named keep two values of the parameter's size
+OPTIMIZER_STATE: dict[str, tuple[float, float]] = {  # name -> (values of the parameter's size, bytes on top)
+    "sgd": (0, 0),
+    "rmsprop": (1, 0),
+    "adagrad": (1, 0),
+    "adafactor": (0.01, 0),
+    "lion": (1, 0),
+    "lion_32bit": (1, 0),
+    "lion_8bit": (0, 1),
+    "adamw_8bit": (0, 2),
+    "adamw_bnb_8bit": (0, 2),
+    "ademamix_8bit": (0, 3),
+    "paged_adamw": (0, 0),
+    "paged_adamw_32bit": (0, 0),
+    "paged_adamw_8bit": (0, 0),
+    "paged_lion_32bit": (0, 0),
+    "paged_lion_8bit": (0, 0),
+}
+NF4_BYTES, NF4_DOUBLE_BYTES = 0.5 + 4 / 64, 0.5 + 1 / 64 + 4 / (64 * 256)
+
+
+@dataclass(frozen=True)
+class Training:
+    """Options of one training step, as plain values; `label_share`: share of the tokens that the loss sees.
+
+    `weight_bits`: 8 or 4 with bitsandbytes, 0 for plain weights of `dtype`. `rows_differ`: rows of a batch differ in length,
+    so there is padding and an attention mask. `device`: cpu, cuda, npu, mps.
+    """
+
+    dtype: str = "bfloat16"
+    batch: int = 1
+    length: int = 2048
+    accumulation: int = 1
+    full: bool = False
+    rank: int = 8
+    targets: tuple[str, ...] = ("all-linear",)
+    modules_to_save: tuple[str, ...] = ()
+    dropout: float = 0.05
+    dora: bool = False
+    adapter_dtype: str = "float32"
+    trainable_share: float = 1.0
+    mixed: bool = True
+    checkpointing: bool = True
+    optimizer: str = "adamw_torch_fused"
+    weight_bits: int = 0
+    double_quant: bool = True
+    attention: str = "sdpa"
+    label_share: float = 1.0
+    rows_differ: bool = True
+    device: str = "cuda"
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """`parts`: bytes by name, in the order to show them; their sum is the peak. `trainable`: parameters that train."""
+
+    parts: Mapping[str, int]
+    trainable: int = 0
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def total(self) -> int:
+        return sum(self.parts.values())
+
+    @property
+    def above_framework(self) -> int:
+        """Without the process's own floor: what allocations of the model and its training come to."""
+        return self.total - self.parts["framework"]
+
+
+def estimate(
+    config: Mapping[str, Any] | Shape, training: Training, *, parameters: int | None = None, stored_bytes: int | None = None
+) -> Estimate:
+    """The peak memory of training the model of config.json (a dict) like this.
+
+    `parameters`: counted in the weight files, when they are there; `stored_bytes`: size of weights that stay quantized as
+    the checkpoint has them. ModelFileError when the config doesn't say how large the model is.
+    """
+    shape = config if isinstance(config, Shape) else shape_of(config, parameters)
+    item = ITEM[training.dtype]
+    targets = adapted_names(shape, training.targets)
+    has_expert_targets = any(x.expert and x.name in targets for layer in shape.layers for x in layer.linears)
+    regime = Regime(
+        item=item,
+        mixed=training.mixed and item < WIDE,
+        full=training.full,
+        adapter_item=ITEM[training.adapter_dtype],
+        rank=training.rank,
+        targets=frozenset() if training.full else targets,
+        # peft has no dropout for tensors of fused experts, so there is none at all then
+        dropout=training.dropout > 0 and not training.full and not has_expert_targets,
+        mask=0 if training.device == "cpu" else 1,
+        eager=training.attention == "eager",
+        padded=training.rows_differ and training.batch > 1 and not training.attention.startswith("flash"),
+    )
+    adapters, copies = _adapters(shape, training, targets)
+    trainable = int(shape.parameters * training.trainable_share) if training.full else adapters + copies
+    train_item = item if training.full else ITEM[training.adapter_dtype]
+    gradients = trainable * train_item
+    values, extra = OPTIMIZER_STATE.get(training.optimizer, (2, 0))
+    activations, logits, held = _dynamic(shape, training, regime, gradients)
+    slack = GPU_SLACK if training.device in ("cuda", "npu") else 0.0
+    parts = {
+        "weights": weight_bytes(shape, training.dtype, training.weight_bits, training.double_quant, stored_bytes),
+        "adapters": 0 if training.full else trainable * train_item,
+        "gradients": held,
+        "optimizer": int(trainable * (values * train_item + extra)),
+        "activations": int(activations * (1 + slack)),
+        "logits": int(logits * (1 + slack)),
+        "framework": framework_bytes(training.device),
+    }
+    return Estimate(parts, trainable)
+
+
+def framework_bytes(device: str) -> int:
+    return CPU_FRAMEWORK if device in ("cpu", "mps") else GPU_CONTEXT
+
+
+def weight_bytes(
+    shape: Shape, dtype: str, bits: int = 0, double_quant: bool = True, stored_bytes: int | None = None
+) -> int:
+    """Weights in memory. bitsandbytes leaves embeddings, output layer, norms and fused experts in `dtype`."""
+    if stored_bytes is not None and not bits:
+        return stored_bytes
+    item = ITEM[dtype]
+    if not bits:
+        return shape.parameters * item
+    each = 1.0 if bits == 8 else NF4_DOUBLE_BYTES if double_quant else NF4_BYTES
+    linear = sum(x.count * x.inputs * x.outputs for layer in shape.layers for x in layer.linears if not x.expert)
+    return int(linear * each) + (shape.parameters - linear) * item
+
+
+def adapted_names(shape: Shape, targets: tuple[str, ...]) -> frozenset[str]:
+    """Names of the linear layers that LoRA reaches: `all-linear` is all but the routers (and the output layer)."""
+    linears = {x.name: x for layer in shape.layers for x in layer.linears}
+    found: set[str] = set()
+    for word in targets:
+        leaf = word.rpartition(".")[2]
+        if word == "all-linear":
+            found |= {name for name, x in linears.items() if not x.router}
+        elif word == "all-router":
+            found |= {name for name, x in linears.items() if x.router}
+        elif word == "all-experts":
+            found |= {name for name, x in linears.items() if x.expert}
+        elif leaf in linears:
+            found.add(leaf)
+    return frozenset(found)
+
+
+def _adapters(shape: Shape, training: Training, targets: frozenset[str]) -> tuple[int, int]:
+    """(parameters of the LoRA matrices, parameters of modules that train whole as copies)."""
+    lora = 0
+    for layer in shape.layers:
+        adapted = [x for x in layer.linears if x.name in targets]
+        lora += sum(x.count * training.rank * (x.inputs + x.outputs) + training.dora * x.outputs for x in _fused(adapted))
+    whole = sum(shape.embedding for name in training.modules_to_save if name.rpartition(".")[2] in ("embed_tokens", "lm_head", "wte"))
+    return lora, whole
+
+
+def _fused(linears: list[Linear]) -> list[Linear]:
+    """Experts' gate and up projections are one tensor in transformers, so they share one pair of LoRA matrices."""
+    gates = [x for x in linears if x.expert and x.name == "gate_proj"]
+    if not gates:
+        return linears
+    rest = [x for x in linears if not (x.expert and x.name in ("gate_proj", "up_proj"))]
+    return [*rest, replace(gates[0], outputs=2 * gates[0].outputs)]
+
+
+def _dynamic(shape: Shape, training: Training, regime: Regime, gradients: int) -> tuple[float, float, int]:
+    """(activations, logits, gradients held) in bytes at the moment of the step at which their sum is largest."""
+    tokens = training.batch * training.length
+    item, hidden = regime.item, shape.hidden
+    per_layer = [tokens * saved_per_token(x, hidden, regime, training.length) + expert_copies(x, regime) for x in shape.layers]
+    end = tokens * hidden * (WIDE + item * regime.full + item)  # final norm, input of the output layer
+    if training.checkpointing:
+        kept = tokens * hidden * item * len(shape.layers)
+        at_work = max((saved + _working(x, tokens, shape, regime) for x, saved in zip(shape.layers, per_layer, strict=True)), default=0)
+    else:
+        kept = sum(per_layer)
+        at_work = max((_working(x, tokens, shape, regime) for x in shape.layers), default=0)
+    logits = tokens * training.label_share * shape.vocab * LOSS_BYTES
+    earlier = gradients if training.accumulation > 1 else 0
+    last = shape.embedding * item if regime.full and shape.tied else 0
+    moments = [
+        (kept + end, logits, earlier),
+        (kept + at_work, 0.0, earlier),
+        ((at_work if training.checkpointing else 0) + last, 0.0, gradients),
+    ]
+    return max(moments, key=sum)
+
+
+def _working(layer: Layer, tokens: int, shape: Shape, regime: Regime) -> float:
+    """What the backward pass of one layer needs beside what was saved: gradients of activations, dequantized weights."""
+    return tokens * largest_transient(layer, shape.hidden, regime) + 2 * expert_copies(layer, regime)
+
+
+def cache_bytes(shape: Shape, dtype: str, rows: int, length: int, latent: bool = False) -> int:
+    """Keys and values of `rows` sequences of `length` tokens; windows bound theirs. `latent`: engines that store MLA compressed."""
+    item = ITEM[dtype]
+    total = sum((x.latent if latent else x.cached) * min(length, x.window or length) for x in shape.layers)
+    return rows * total * item
+
+
+def estimate_inference(
+    config: Mapping[str, Any] | Shape,
+    *,
+    dtype: str = "bfloat16",
+    weight_bits: int = 0,
+    double_quant: bool = True,
+    rows: int = 1,
+    length: int = 2048,
+    device: str = "cuda",
+    parameters: int | None = None,
+    stored_bytes: int | None = None,
+) -> Estimate:
+    """The peak memory of generating for `rows` requests at once, prompt and answer together `length` tokens long."""
+    shape = config if isinstance(config, Shape) else shape_of(config, parameters)
+    item = ITEM[dtype]
+    cache = cache_bytes(shape, dtype, rows, length)
+    widest = max((largest_transient(x, shape.hidden, Regime(item=item)) for x in shape.layers), default=0)
+    largest = max((x.cached * min(length, x.window or length) for x in shape.layers), default=0)
+    parts = {
+        "weights": weight_bytes(shape, dtype, weight_bits, double_quant, stored_bytes),
+        # the cache grows by concatenation: one layer's old and new tensors are there together
+        "KV cache": cache + rows * largest * item,
+        "activations": int(rows * length * widest),
+        "logits": rows * shape.vocab * (item + 2 * WIDE),
+        "framework": framework_bytes(device),
+    }
+    return Estimate(parts)
+
+
+@dataclass(frozen=True)
+class Serving:
+    """How much a serving engine can hold: `tokens` in its cache, `requests` of the asked length at the same time."""
+
+    weights: int
+    per_token: float
+    tokens: int
+    requests: int
+
+
+def estimate_serving(
+    shape: Shape, memory: int, *, dtype: str, length: int, weight_bits: int = 0, stored_bytes: int | None = None, share: float = 0.9
+) -> Serving:
+    """Room for the cache of an engine that takes `share` of `memory` bytes and stores MLA compressed."""
+    weights = weight_bytes(shape, dtype, weight_bits, True, stored_bytes)
+    one = cache_bytes(shape, dtype, 1, length, latent=True)
+    workspace = GPU_CONTEXT + shape.vocab * WIDE * 256 + int(0.02 * weights)
+    room = max(0, int(memory * share) - weights - workspace)
+    requests = room // one if one else 0
+    return Serving(weights, one / length, requests * length if one else 0, requests)

@@ -1,0 +1,81 @@
+"""Rows with images: the processor's own ids, the labels of the same conversation as text."""
+
+from __future__ import annotations
+
+import pytest
+
+from swift.chat import ChatEncoder, RowDropped
+from swift.errors import DataError
+from tests.chat.templates import fitted
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for p in m.content %}{% if p.type == 'image' %}<picture>{% else %}{{ p.text }}{% endif %}{% endfor %}"
+    "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TALK = [
+    {"role": "user", "content": "<image>What is this, and <image>this?"},
+    {"role": "assistant", "content": "A cat. A dog."},
+    {"role": "user", "content": "And <image>?"},
+    {"role": "assistant", "content": "A cat. A dog."},
+]
+
+
+@pytest.fixture(scope="module")
+def processor():
+    from transformers import LlavaProcessor
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    images = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    return LlavaProcessor(
+        image_processor=images,
+        tokenizer=fitted(TEMPLATE),
+        patch_size=14,
+        vision_feature_select_strategy="default",
+        image_token="<picture>",
+        num_additional_image_tokens=1,
+    )
+
+
+@pytest.fixture
+def pictures(tmp_path):
+    from PIL import Image
+
+    paths = [tmp_path / f"{i}.png" for i in range(3)]
+    for i, path in enumerate(paths):
+        Image.new("RGB", (40, 30), (80 * i, 0, 0)).save(path)
+    return [str(path) for path in paths]
+
+
+def test_ids_are_the_processors_and_labels_the_replies(processor, pictures):
+    tok = processor.tokenizer
+    encoder = ChatEncoder(tok, processor=processor)
+    encoded = encoder.encode({"messages": TALK, "images": pictures})
+    blocks = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "What is this, and "},
+                                     {"type": "image"}, {"type": "text", "text": "this?"}]},
+        TALK[1],
+        {"role": "user", "content": [{"type": "text", "text": "And "}, {"type": "image"},
+                                     {"type": "text", "text": "?"}]},
+        TALK[3],
+    ]  # fmt: skip
+    text = tok.apply_chat_template(blocks, tokenize=False)
+    from PIL import Image
+
+    opened = [Image.open(path) for path in pictures]
+    reference = processor(text=[text], images=opened, add_special_tokens=False, return_tensors="pt")
+    assert encoded.input_ids == reference["input_ids"][0].tolist()
+    assert (encoded.media["pixel_values"] == reference["pixel_values"]).all()
+    learned = [label for label in encoded.labels if label != -100]
+    assert tok.decode(learned) == "A cat. A dog.<|im_end|>" * 2
+    assert encoder.encode_batch([{"messages": TALK, "images": pictures}])[0][0].labels == encoded.labels
+
+
+def test_media_are_counted_and_never_cut(processor, pictures):
+    encoder = ChatEncoder(processor.tokenizer, processor=processor, max_length=20, truncation_strategy="right")
+    with pytest.raises(RowDropped):
+        encoder.encode({"messages": TALK, "images": pictures})
+    with pytest.raises(DataError, match="places 3 images and lists 2"):
+        encoder.encode({"messages": TALK, "images": pictures[:2]})
+    found = ChatEncoder(processor.tokenizer).encode_batch([{"messages": TALK, "images": pictures}])[0]
+    assert isinstance(found, DataError)
