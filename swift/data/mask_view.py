@@ -1,8 +1,8 @@
 """What a model learns from a row, made visible: the row's full text with the learned parts coloured.
 
 Promises: every character of the encoded row is shown, special tokens included, and coloured exactly where its label is
-learned; a row that can't be encoded shows the reason. The text is made safe: control characters and markup are shown, not
-obeyed.
+learned; a row that can't be encoded shows the reason. The text is made safe: control characters and markup are shown,
+not obeyed.
 """
 
 from __future__ import annotations

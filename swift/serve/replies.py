@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import json
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-Parse = Callable[[str], Mapping[str, Any]]
+Tools = Sequence[Mapping[str, Any]]
+Parse = Callable[[str, "Tools | None"], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class ReplyFormat:
-    """`parse` turns a whole reply into a message. `reasoning`: the texts around a model's reasoning, None for none.
+    """`parse` turns a whole reply, and the tools that were offered, into a message. `reasoning`: the texts around a model's reasoning, None for none.
     `call_marks`: texts that a tool call begins with; None when unknown: then a reply to a request with tools is only
     handed on whole.
     """

@@ -1,4 +1,6 @@
-"""GGUF files become plain directories: same numbers as transformers' own conversion, same template and end tokens as the file."""
+"""GGUF files become plain directories: same numbers as transformers' own conversion, same template and end tokens
+as the file.
+"""
 
 import importlib.util
 from pathlib import Path
