@@ -13,6 +13,7 @@ class ServingOptions:
         "pt", choices=("pt", "vllm", "sglang", "lmdeploy", "http", "fake"), values={"transformers": "pt", "hf": "pt"}
     )
     max_batch_size: int = option(16, low=1)
+    merge_lora: bool = option(False)
     host: str = option("127.0.0.1")
     port: int = option(8000, low=0, high=65535)
     api_key: str | None = option()

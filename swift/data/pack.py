@@ -1,8 +1,8 @@
 """Packing: several examples in one row without padding, so that no computation is spent on padding.
 
-Promises: every example is in exactly one bin, no bin holds more tokens than its capacity; a batch's position_ids start at 0
-with each example, which is how transformers (and flash attention, by cu_seq_lens) keeps examples from seeing each other;
-no example is asked to predict the first token of the next. Knows nothing of models.
+Promises: every example is in exactly one bin, no bin holds more tokens than its capacity; a batch's position_ids start
+at 0 with each example, which is how transformers (and flash attention, by cu_seq_lens) keeps examples from seeing each
+other; no example is asked to predict the first token of the next. Knows nothing of models.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from swift.errors import DataError
 def best_fit_bins(lengths: Sequence[int] | np.ndarray, capacity: int, seed: int = 0) -> list[list[int]]:
     """Best-fit decreasing: positions grouped so that each group's lengths add up to at most `capacity`.
 
-    The longest first, each into the fullest bin that still has room. The seed decides among equals. DataError when a length
-    is above the capacity.
+    The longest first, each into the fullest bin that still has room. The seed decides among equals. DataError when a
+    length is above the capacity.
     """
     lengths = np.asarray(lengths)
     if len(lengths) and lengths.max() > capacity:
@@ -78,9 +78,9 @@ class PackedDataset(Sequence[list[dict[str, Any]]]):
 class FlatCollator:
     """One row out of a whole batch, of examples (padding-free) or of bins of examples (packed).
 
-    Returns input_ids, labels, position_ids: int64 [1, tokens]; loss_scale: float32 [1, tokens] when there are weights. No
-    attention_mask: the resets of position_ids say where examples begin. With `flash`, also cu_seq_lens_q and _k: int32
-    [examples + 1], and max_length_q and _k: int. With `with_row_ids`, row_ids: list[int].
+    Returns input_ids, labels, position_ids: int64 [1, tokens]; loss_scale: float32 [1, tokens] when there are weights.
+    No attention_mask: the resets of position_ids say where examples begin. With `flash`, also cu_seq_lens_q and _k:
+    int32 [examples + 1], and max_length_q and _k: int. With `with_row_ids`, row_ids: list[int].
     """
 
     def __init__(self, *, flash: bool = False, with_row_ids: bool = False):

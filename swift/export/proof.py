@@ -1,9 +1,9 @@
 """Compares the logits of two models on the same prompts, and says what difference rounding explains.
 
-The chain of a merge's proof, all computed in float32 where memory allows (docs/decisions has the reasons):
+The chain of a merge's proof, all computed in float32 where memory allows:
   base + adapter --(merge, float32)--> merged --(round to the saved dtype)--> rounded --(save, load)--> reloaded
 The first and the last arrow must change nothing but float32 noise. What the middle one changes is the rounding, by
-construction; it is shown, and a warning is given when it is larger than what the adapter itself changes.
+construction; it is shown, with a warning when it is more than half of what the adapter itself changes.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class MergeProof:
 
     def warning(self) -> str | None:
         """A merge that is right, but whose dtype is too coarse for what was learned."""
-        if self.rounding <= self.adapter_effect:
+        if self.rounding <= self.adapter_effect / 2:
             return None
         return (
             "rounding the merged weights changes the logits more than the adapter does: --merge_dtype float32 avoids it"

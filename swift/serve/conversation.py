@@ -84,9 +84,7 @@ class Replies:
         request = GenerationRequest(
             messages=prompt.messages, tools=prompt.tools, prompt_ids=prompt.prompt_ids, adapter=call.adapter
         )
-        self._readers = [
-            ReplyReader(service.form, bool(call.tools), call.one_call, prompt.opened) for _ in range(call.n)
-        ]
+        self._readers = [ReplyReader(service.form, call.tools, call.one_call, prompt.opened) for _ in range(call.n)]
         self._answers = Answers(service, choices(request, call.sampling, call.n))
         await self._answers.__aenter__()
         return self

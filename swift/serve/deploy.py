@@ -15,8 +15,9 @@ import ssl
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
+from swift.chat import ChatEncoder
+from swift.chat.render import compiled
 from swift.config.commands import DeployConfig, InferConfig
 from swift.config.generation import InferOptions
 from swift.config.record import explain
@@ -39,6 +40,7 @@ NOT_HERE = {
     "logprobs": "each request asks for them itself",
     "top_logprobs": "each request asks for them itself; --max_logprobs bounds them",
 }
+CONVERSATIONS_OWN = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"}
 NAMED = re.compile(r"[A-Za-z0-9_.:-]+=.+")
 
 
@@ -108,7 +110,9 @@ def as_infer(config: DeployConfig) -> InferConfig:
         quantization=config.quantization,
         chat=config.chat,
         generation=config.generation,
-        infer=InferOptions(infer_backend=serving.infer_backend, max_batch_size=serving.max_batch_size),
+        infer=InferOptions(
+            infer_backend=serving.infer_backend, max_batch_size=serving.max_batch_size, merge_lora=serving.merge_lora
+        ),
     )
 
 
@@ -146,18 +150,26 @@ def build(config: DeployConfig, inner: InferConfig, source: setup.Source | None)
     if source is None:
         from swift.engines.fake import FakeEngine
 
-        form = ReplyFormat(lambda text: {"role": "assistant", "content": text})
+        form = ReplyFormat(lambda text, tools: {"role": "assistant", "content": text})
         return Service(FakeEngine(), CodePoints(), form, settings)
     engine, shared = setup.build_pt(inner, source)
     encoder = copy.deepcopy(shared)  # the engine's own is used in its threads
     form = learn_format(encoder, encoder.parse)
     opener = form.reasoning[0] if form.reasoning else None
-    prompts = TemplatePrompts(encoder, opener, variant=lambda variables: with_variables(encoder, variables))
+    prompts = TemplatePrompts(
+        encoder, opener, template_variables(encoder), lambda variables: with_variables(encoder, variables)
+    )
     probe = GenerationRequest(prompt_ids=prompts.encode("a")[:1])
     return Service(engine, prompts, form, settings, probe)
 
 
-def with_variables(encoder: Any, variables: Mapping[str, Any]) -> Any:
+def template_variables(encoder: ChatEncoder) -> frozenset[str]:
+    """What a request may set: all that the template reads, without what each conversation brings along."""
+    template = compiled(encoder.template or encoder.tokenizer.get_chat_template())
+    return template.variables - set(encoder.tokenizer.special_tokens_map) - CONVERSATIONS_OWN
+
+
+def with_variables(encoder: ChatEncoder, variables: Mapping[str, Any]) -> ChatEncoder:
     """The encoder with further template variables (a request's chat_template_kwargs)."""
     changed = copy.copy(encoder)
     changed.variables = {**encoder.variables, **variables}

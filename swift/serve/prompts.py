@@ -42,31 +42,34 @@ class Prompts(Protocol):
 
 
 class TemplatePrompts:
-    """The model's own template and tokenizer. `variant(variables)` makes an encoder with further template variables.
+    """The model's own template and tokenizer.
 
-    `opener` is the text with which reasoning begins, if any does. The encoder must not be shared with an engine.
+    `opener` is the text with which reasoning begins, if any does. `names` are the variables that the template reads and
+    a request may set; `variant(variables)` makes an encoder with them. The encoder must not be shared with an engine.
     """
 
     def __init__(
-        self, encoder: Encoder, opener: str | None, variant: Callable[[Mapping[str, Any]], Encoder] | None = None
+        self,
+        encoder: Encoder,
+        opener: str | None,
+        names: frozenset[str],
+        variant: Callable[[Mapping[str, Any]], Encoder],
     ):
-        self._encoder, self._opener, self._variant = encoder, opener, variant
+        self._encoder, self._opener, self._names, self._variant = encoder, opener, names, variant
         self._lock = threading.Lock()
 
     def chat(self, messages: Messages, tools: Tools, variables: Mapping[str, Any]) -> Prompt:
+        for name in variables:
+            if name not in self._names:
+                known = f"it reads {', '.join(sorted(self._names))}" if self._names else "it reads none"
+                message = f"chat_template_kwargs: the chat template has no variable {name}; {known}"
+                raise invalid(message, f"chat_template_kwargs.{name}", "unsupported_parameter")
         with self._lock:
-            encoder = self._encoder
-            if variables:
-                if self._variant is None:
-                    raise invalid(
-                        "the chat template takes no variables", "chat_template_kwargs", "unsupported_parameter"
-                    )
-                encoder = self._variant(variables)
+            encoder = self._variant(variables) if variables else self._encoder
             ids = encoder.prompt(messages, tools)
             end = encoder.decode(ids[-PROMPT_END:])
-        return Prompt(
-            prompt_ids=ids, tokens=len(ids), opened=self._opener is not None and end.rstrip().endswith(self._opener)
-        )
+        opened = self._opener is not None and end.rstrip().endswith(self._opener)
+        return Prompt(prompt_ids=ids, tokens=len(ids), opened=opened)
 
     def encode(self, text: str) -> list[int]:
         with self._lock:

@@ -20,9 +20,10 @@ Parse = Callable[[str, "Tools | None"], Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class ReplyFormat:
-    """`parse` turns a whole reply, and the tools that were offered, into a message. `reasoning`: the texts around a model's reasoning, None for none.
-    `call_marks`: texts that a tool call begins with; None when unknown: then a reply to a request with tools is only
-    handed on whole.
+    """`parse` turns a whole reply, and the tools that were offered, into a message.
+
+    `reasoning`: the texts around a model's reasoning, None for none. `call_marks`: texts that a tool call begins with;
+    None when unknown: then a reply to a request with tools is only handed on whole.
     """
 
     parse: Parse
@@ -54,15 +55,17 @@ Piece = Reasoning | Content | ToolCall
 
 
 class ReplyReader:
-    """Feed it a reply's text in pieces with `push`, then call `finish` once. `tools`: the request offered tools.
+    """Feed it a reply's text in pieces with `push`, then call `finish` once. `tools`: those that the request offered.
 
     `one_call`: only the first call is handed on (parallel_tool_calls false). `opened`: the prompt ends inside the
     reasoning.
     """
 
-    def __init__(self, form: ReplyFormat, tools: bool = False, one_call: bool = False, opened: bool = False):
+    def __init__(self, form: ReplyFormat, tools: Tools = (), one_call: bool = False, opened: bool = False):
         self._form, self._tools, self._one_call = form, tools, one_call
+        self._opener = form.reasoning[0] if form.reasoning and opened else ""
         self._all: list[str] = []
+        self._shown = ""  # content handed on
         self._held = ""  # text not handed on yet
         self.calls = 0
         if form.reasoning is None:
@@ -93,6 +96,7 @@ class ReplyReader:
             state = self._state
             pieces += state(final)
             if self._state == state:
+                self._shown += "".join(piece.text for piece in pieces if isinstance(piece, Content))
                 return [piece for piece in pieces if not isinstance(piece, (Reasoning, Content)) or piece.text]
 
     # The states: each takes what it can from `_held` and may set the next state.
@@ -161,13 +165,14 @@ class ReplyReader:
     def _calls(self) -> list[Piece]:
         """The held text: tool calls and what stands around them, or plain content."""
         held, self._held = self._held, ""
-        message = self._form.parse(self.text)
+        message = self._form.parse(self._opener + self.text, self._tools)
         calls = message.get("tool_calls") or []
         if not calls:
             return [Content(held)]
         pieces: list[Piece] = []
-        if self._form.call_marks is None and isinstance(message.get("content"), str):
-            pieces.append(Content(message["content"]))
+        content, shown = str(message.get("content") or "").strip(), self._shown.strip()
+        if content.startswith(shown):  # what stands behind the calls
+            pieces.append(Content(content[len(shown) :]))
         for call in calls[:1] if self._one_call else calls:
             pieces.append(_tool_call(self.calls, call))
             self.calls += 1

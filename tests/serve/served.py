@@ -22,7 +22,7 @@ from swift.serve.replies import ReplyFormat
 from swift.serve.service import Service, Settings
 
 
-def parse(text: str) -> dict:
+def parse(text: str, tools=None) -> dict:
     """A reader of <think>...</think> and <tool_call>{...}</tool_call>, written for these tests."""
     reasoning, found, rest = text.partition("</think>")
     message = {"role": "assistant", "content": text}

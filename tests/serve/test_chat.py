@@ -2,12 +2,13 @@
 
 import asyncio
 import json
+from dataclasses import replace
 
 import openai
 import pytest
 
 from swift.engines.fake import FakeEngine, echo
-from tests.serve.served import running, service
+from tests.serve.served import FORM, running, service
 
 CALLS = (
     'I look.<tool_call>{"name": "weather", "arguments": {"city": "Paris"}}</tool_call>\n'
@@ -115,10 +116,8 @@ def test_without_tools_the_same_text_is_content(client, stream):
 
 @pytest.mark.parametrize("stream", [False, True])
 def test_a_broken_call_is_content_or_an_error_never_lost(stream):
-    def reading(text):
+    def reading(text, tools):
         return {"role": "assistant", "content": text}
-
-    from tests.serve.served import FORM, replace
 
     with (
         running(service(FakeEngine(answer), form=replace(FORM, parse=reading))) as address,

@@ -1,0 +1,141 @@
+"""`swift deploy` as a command: its checks, its end, TLS, and a tiny model behind it."""
+
+import os
+import signal
+import ssl
+import subprocess
+import sys
+import time
+
+import httpx
+import openai
+import pytest
+
+from swift.config.commands import DeployConfig
+from swift.config.parse import parse
+from swift.errors import ResourceError, SwiftError
+from swift.serve import deploy
+from swift.serve.deploy import as_infer, listen
+from tests import tiny
+from tests.serve.served import running
+
+
+def config(*argv):
+    return parse(DeployConfig, list(argv)).config
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    return tiny.checkpoint(tmp_path_factory.mktemp("serve") / "tiny-llama")
+
+
+@pytest.mark.parametrize(
+    ("argv", "word"),
+    [
+        (["--ssl_keyfile", "key.pem"], "both"),
+        (["--ssl_keyfile", "key.pem", "--ssl_certfile", "cert.pem"], "certificate"),
+        (["--logprobs", "true"], "itself"),
+        (["--max_length", "100"], "max_model_len"),
+        (["--api_key", ""], "empty"),
+        (["--adapters", "a=x", "b=y"], "several adapters"),
+        (["--model", "/nowhere/at/all", "--infer_backend", "pt"], "nowhere"),
+    ],
+)
+def test_what_cannot_work_is_said_before_anything_is_loaded(argv, word):
+    with pytest.raises(SwiftError, match=word):
+        deploy.main(config("--infer_backend", "fake", *argv))
+
+
+def test_a_taken_port_is_an_error():
+    with listen(config("--port", "0")) as taken:
+        with pytest.raises(ResourceError, match="in use"):
+            taken.listen()
+            listen(config("--port", str(taken.getsockname()[1])))
+
+
+def test_dry_run_says_the_name_and_hides_the_key(checkpoint, capsys):
+    assert deploy.main(config("--model", str(checkpoint), "--api_key", "zqsecret", "--dry_run", "true")) == 0
+    shown = capsys.readouterr().out
+    assert "served_model_name = tiny-llama" in shown
+    assert "zqsecret" not in shown
+
+
+def start(*argv):
+    """The command as a process, and its address once it answers."""
+    command = [sys.executable, "-m", "swift", "deploy", "--infer_backend", "fake", "--port", "0", *argv]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    for line in process.stderr:
+        if "serving" in line:
+            return process, line.split(" at ")[1].strip().removesuffix("/v1")
+    raise AssertionError("the server ended early")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_a_signal_ends_it_in_order(number):
+    process, url = start()
+    try:
+        assert httpx.get(f"{url}/health").status_code == 200
+        process.send_signal(number)
+        assert process.wait(10) == 0
+        assert "stopped" in process.stderr.read()
+    finally:
+        process.kill()
+        process.stderr.close()
+
+
+def test_tls(tmp_path):
+    key, certificate = tmp_path / "key.pem", tmp_path / "cert.pem"
+    made = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=localhost"]
+    made += ["-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    try:
+        subprocess.run(made, check=True, capture_output=True)
+    except FileNotFoundError:
+        pytest.skip("openssl is not installed")
+    process, url = start("--ssl_keyfile", str(key), "--ssl_certfile", str(certificate))
+    try:
+        assert url.startswith("https://")
+        trusted = ssl.create_default_context(cafile=str(certificate))
+        assert httpx.get(f"{url}/v1/models", verify=trusted).json()["data"][0]["id"] == "fake"
+    finally:
+        process.terminate()
+        process.wait(10)
+        process.stderr.close()
+
+
+def test_a_tiny_model_answers_as_generate_does(checkpoint):
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    from swift.engines import setup
+
+    given = config("--model", str(checkpoint), "--served_model_name", "tiny", "--torch_dtype", "float32")
+    inner, source = setup.find_source(as_infer(given))
+    inner = setup.decide_generation(inner, source.files)
+    served = deploy.build(given, inner, source)
+    messages = [{"role": "user", "content": "What is one plus one?"}]
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint)
+    model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
+    ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+    with torch.inference_mode():
+        out = model.generate(**ids, max_new_tokens=12, do_sample=False)[0, ids["input_ids"].shape[1] :]
+    expected = tokenizer.decode(out, skip_special_tokens=False).replace("<|im_end|>", "").replace("<|endoftext|>", "")
+    with running(served) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        whole = client.chat.completions.create(model="tiny", messages=messages, max_tokens=12, temperature=0)
+        chunks = list(
+            client.chat.completions.create(model="tiny", messages=messages, max_tokens=12, temperature=0, stream=True)
+        )
+        assert whole.choices[0].message.content == expected
+        assert "".join(c.choices[0].delta.content or "" for c in chunks) == expected
+        assert whole.usage.prompt_tokens == ids["input_ids"].shape[1]
+        with pytest.raises(openai.BadRequestError, match="context length"):
+            client.chat.completions.create(model="tiny", messages=[{"role": "user", "content": "long " * 600}])
+        with pytest.raises(openai.BadRequestError, match="no variable no_such_variable"):
+            extra = {"chat_template_kwargs": {"no_such_variable": 1}}
+            client.chat.completions.create(model="tiny", messages=messages, extra_body=extra)
+        tokens = httpx.post(f"{url}/tokenize", json={"messages": messages}).json()["tokens"]
+        assert tokens == ids["input_ids"][0].tolist()
+        text = client.completions.create(model=str(checkpoint), prompt="The capital", max_tokens=4, temperature=0)
+        assert text.usage.completion_tokens == 4
+        end = time.monotonic() + 10
+        while httpx.get(f"{url}/health").json()["status"] != "ok":
+            assert time.monotonic() < end
