@@ -13,6 +13,9 @@ import pytest
 from swift.cli import main
 from tests import tiny
 
+# Minutes of CPU on a machine without fast bfloat16: `make test-all` runs them.
+pytestmark = pytest.mark.slow
+
 ALPACA = [{"instruction": f"把数字 {n} 加一。", "input": "", "output": f"结果是 {n + 1}。"} for n in range(40)]
 
 

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+# Each kill is a training process of its own: `make test-all` runs them.
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 
 
