@@ -131,7 +131,7 @@ def test_dry_run_says_why_and_writes_nothing(sft, tmp_path):
         ("--fp16 true", None, ("--fp16", "accelerator")),
         ("--resume_from_checkpoint nowhere", None, ("nowhere", "auto")),
         ("--output_dir rows.jsonl/x", None, ("not a directory",)),
-        ("--optim adamw_8bit", None, ("adamw", "bitsandbytes")),
+        ("--optim galore_adamw", None, ("galore", "--optim")),
         ("--adapters ADAPTER --lora_rank 3", None, ("--lora_rank", "fixed")),
         ('--lr_scheduler_kwargs {"nonsense":1}', None, ("nonsense", "--lr_scheduler_kwargs")),
     ],
