@@ -6,7 +6,6 @@ itself is the engine's.
 
 from __future__ import annotations
 
-import logging
 import random
 import sys
 import time
@@ -21,6 +20,7 @@ from swift.engines.interactive import Session, print_answer, turn_sampling
 from swift.engines.protocol import Engine, GenerationRequest
 from swift.engines.replies import Replies
 from swift.errors import UsageError
+from swift.say import speak
 
 # Options of the shared sections that concern training only.
 TRAINING_ONLY = {"loss_scale": "loss", "padding_side": "batches of training"}
@@ -30,7 +30,7 @@ ROWS_ONLY = ("result_path", "val_dataset_sample", "write_batch_size")
 
 def main(config: InferConfig) -> int:
     """Run `swift infer` and return its exit code: 1 when an answer failed."""
-    speak()
+    speak(stream="stderr")  # stdout is for answers
     setup.check_backend(config)
     check_combinations(config)
     if config.infer.infer_backend == "fake":
@@ -38,17 +38,6 @@ def main(config: InferConfig) -> int:
     config, source = setup.find_source(config)
     config = decide_mode(setup.decide_generation(config, source.files))
     return run(config, source)
-
-
-def speak() -> None:
-    """Show the `swift` logger's lines on stderr: stdout is for answers."""
-    logger = logging.getLogger("swift")
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(message)s"))
-        logger.addHandler(handler)
 
 
 def check_combinations(config: InferConfig) -> None:

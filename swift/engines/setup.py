@@ -178,13 +178,16 @@ def build_pt(config: InferConfig, source: Source) -> tuple[Engine, Any]:
 def build_encoder(config: InferConfig, source: Source, tokenizer: Any) -> Any:
     """The ChatEncoder that the options mean, or what stands for it with --use_chat_template false."""
     from swift.chat import ChatEncoder
+    from swift.chat.template import choose_template
 
     chat = config.chat
     if not chat.use_chat_template:
         return PlainEncoder(tokenizer, chat.system, chat.response_prefix)
+    model = source.model
+    family = model.entry.template if model.entry else None
     return ChatEncoder(
         tokenizer,
-        template=choose_template(config, source, tokenizer),
+        template=choose_template(chat.template, tokenizer.chat_template, family, source.files.path).text,
         system=chat.system,
         enable_thinking=chat.enable_thinking,
         response_prefix=chat.response_prefix,
@@ -212,22 +215,3 @@ class PlainEncoder:
 
     def parse(self, text: str, tools: Any = None) -> dict[str, Any]:
         return {"role": "assistant", "content": text}
-
-
-def choose_template(config: InferConfig, source: Source, tokenizer: Any) -> str | None:
-    """Jinja text: --template (a file or a catalog name); None: the tokenizer's own; else the family's, said aloud."""
-    from swift.catalog import template_names, template_text
-
-    name = config.chat.template
-    if name is not None:
-        if Path(name).is_file():
-            return Path(name).read_text(encoding="utf-8")
-        if name not in template_names():
-            fix = f"a Jinja file, or one of {', '.join(template_names())}"
-            raise UsageError(f"no template {name!r}", where="--template", fix=fix)
-        return template_text(name)
-    if tokenizer.chat_template:
-        return None
-    name = source.model.entry.template if source.model.entry else "chatml"
-    log.warning("%s has no chat template: using %s (--template NAME chooses another)", source.files.path, name)
-    return template_text(name)

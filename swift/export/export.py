@@ -13,9 +13,9 @@ from typing import Any
 
 from swift.config.commands import ExportConfig
 from swift.config.record import explain, inherit, save_args
-from swift.engines.infer import speak
 from swift.errors import NotBuiltYet, UsageError
 from swift.hub import AdapterFiles, LocalModel, ModelFiles, check_adapter_files, check_model_files, resolve_model
+from swift.say import speak
 
 log = logging.getLogger("swift")
 
@@ -43,7 +43,7 @@ ABSORBED: dict[str, Any] = {
 
 def main(config: ExportConfig) -> int:
     """Run `swift export`; 0, or an error."""
-    speak()
+    speak(stream="stderr")
     if config.given("quant_method") or config.given("quant_bits"):
         named = config.quantization.quant_method or f"{config.quantization.quant_bits} bits"
         fix = "--load_in_8bit / --load_in_4bit quantize while loading (swift infer, swift sft)"
@@ -175,15 +175,17 @@ def find_prompts(
 
     Rows of --dataset or --val_dataset if given, else those that the training held out, else a few built-in questions.
     """
-    from swift.engines.setup import PlainEncoder, Source, choose_template
+    from swift.engines.setup import PlainEncoder
 
     chat = config.chat
     if not chat.use_chat_template:
         encoder: Any = PlainEncoder(tokenizer, chat.system, chat.response_prefix)
         return [encoder.prompt([{"role": "user", "content": text}])[:MOST_TOKENS] for text in PROMPTS], None
     from swift.chat import ChatEncoder
+    from swift.chat.template import choose_template
 
-    template = choose_template(config, Source(model, files, adapters, adapters[0]), tokenizer)
+    family = model.entry.template if model.entry else None
+    template = choose_template(chat.template, tokenizer.chat_template, family, files.path).text
     encoder = ChatEncoder(tokenizer, template=template, system=chat.system, enable_thinking=chat.enable_thinking)
     rows = _rows(config, adapters)
     if rows:

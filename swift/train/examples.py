@@ -13,18 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from swift import runs
-from swift.catalog import template_names, template_text
 from swift.chat import ChatEncoder
+from swift.chat.template import choose_template
 from swift.config.commands import SftConfig
 from swift.data import DataReport, EncodedDataset, PadCollator, Rows, encode_rows, load_rows, write_rows
-from swift.errors import DataError, UsageError
+from swift.errors import DataError
 from swift.hub import LocalModel
 from swift.hub.files import read_json_object
 from swift.train.plain import PlainEncoder
 
 log = logging.getLogger("swift")
-
-FALLBACK_TEMPLATE = "chatml"
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,7 @@ def prepare_examples(
 
     Returns the config with the template that was chosen, so that the run's args.json holds it.
     """
-    config, template = choose_template(config, model, tokenizer)
+    config, template = _template(config, model, tokenizer)
     if template is not None:
         tokenizer.chat_template = template  # a tokenizer saved with the weights carries what they were trained with
     loaded = load_rows(config.data, use_hf=config.model.use_hf, hub_token=config.model.hub_token)
@@ -120,22 +118,12 @@ def _end_ids(directory: Path) -> list[int]:
     return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
 
 
-def choose_template(config: SftConfig, model: LocalModel, tokenizer: Any) -> tuple[SftConfig, str | None]:
-    """The Jinja text to use, None for the tokenizer's own; a choice made here is said and kept in the config."""
-    name = config.chat.template
+def _template(config: SftConfig, model: LocalModel, tokenizer: Any) -> tuple[SftConfig, str | None]:
+    """The Jinja text to use, None for the tokenizer's own; a choice made here is kept in the config."""
     if not config.chat.use_chat_template:
         return config, None
-    if name is None and not tokenizer.chat_template:
-        name = model.entry.template if model.entry else FALLBACK_TEMPLATE
-        why = "its family's" if model.entry else "the usual one"
-        config = config.decide(f"the model has no chat template: {why}", template=name)
-        log.warning("%s has no chat template: using %s (--template NAME or FILE chooses another)", model.path, name)
-    if name is None:
-        return config, None
-    if Path(name).is_file():
-        return config, Path(name).read_text(encoding="utf-8")
-    if name not in template_names():
-        raise UsageError(
-            f"no template {name!r}", where="--template", fix=f"a Jinja file, or {', '.join(template_names())}"
-        )
-    return config, template_text(name)
+    family = model.entry.template if model.entry else None
+    choice = choose_template(config.chat.template, tokenizer.chat_template, family, model.path)
+    if choice.fallback is not None:
+        config = config.decide(f"the model has no chat template: {choice.why}", template=choice.fallback)
+    return config, choice.text

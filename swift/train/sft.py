@@ -19,10 +19,10 @@ from swift.hub import LocalModel, ModelFiles, check_adapter_files, check_model_f
 from swift.hub.names import expand
 from swift.hub.resources import existing_parent
 from swift.runs import disk_error
+from swift.say import speak
 from swift.train import resume
 from swift.train.checkpoints import require_state
 from swift.train.resume import ResumePoint
-from swift.train.say import speak
 
 log = logging.getLogger("swift")
 

@@ -1,0 +1,44 @@
+"""Which chat template a model is used with: the one asked for, its own, or a fallback that is said aloud.
+
+Knows the catalog's templates and Jinja files; training, generation and export all choose here, so that they agree.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+
+from swift.catalog import template_names, template_text
+from swift.errors import UsageError
+
+log = logging.getLogger("swift")
+
+FALLBACK = "chatml"
+
+
+@dataclass(frozen=True)
+class TemplateChoice:
+    """`text` is Jinja, None for the tokenizer's own. `fallback` names a catalog template that nobody asked for."""
+
+    text: str | None
+    fallback: str | None = None
+    why: str = ""
+
+
+def choose_template(asked: str | None, own: object, family: str | None, model: Path) -> TemplateChoice:
+    """`asked`: --template, a file or a catalog name. `own`: the tokenizer's template, if any. `family`: the catalog
+    name that the model's family uses, if it is known. Raises UsageError for a name that is neither file nor template.
+    """
+    if asked is not None:
+        if Path(asked).is_file():
+            return TemplateChoice(Path(asked).read_text(encoding="utf-8"))
+        if asked not in template_names():
+            fix = f"a Jinja file, or one of {', '.join(template_names())}"
+            raise UsageError(f"no template {asked!r}", where="--template", fix=fix)
+        return TemplateChoice(template_text(asked))
+    if own:
+        return TemplateChoice(None)
+    name = family or FALLBACK
+    log.warning("%s has no chat template: using %s (--template NAME or FILE chooses another)", model, name)
+    return TemplateChoice(template_text(name), name, "its family's" if family else "the usual one")
