@@ -9,15 +9,46 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from huggingface_hub.errors import StrictDataclassClassValidationError
+
 from swift.advise.shape import NAMES
 
-OTHERS = (
-    "tie_word_embeddings layer_types mlp_layer_types kv_lora_rank q_lora_rank qk_nope_head_dim qk_rope_head_dim v_head_dim "
-    "attention_bias mlp_bias use_bias use_qkv_bias qkv_bias bias multi_query mlp_only_layers decoder_sparse_step moe_layer_freq "
-    "interleave_moe_layer_step moe_layers sliding_window_pattern use_sliding_window intermediate_size_mlp "
-    "linear_num_key_heads linear_num_value_heads linear_key_head_dim linear_value_head_dim linear_conv_kernel_dim global_head_dim "
-    "num_global_key_value_heads hidden_size_per_layer_input vocab_size_per_layer_input attn_logit_softcapping"
-).split()
+OTHERS = [
+    "tie_word_embeddings",
+    "layer_types",
+    "mlp_layer_types",
+    "kv_lora_rank",
+    "q_lora_rank",
+    "qk_nope_head_dim",
+    "qk_rope_head_dim",
+    "v_head_dim",
+    "attention_bias",
+    "mlp_bias",
+    "use_bias",
+    "use_qkv_bias",
+    "qkv_bias",
+    "bias",
+    "multi_query",
+    "mlp_only_layers",
+    "decoder_sparse_step",
+    "moe_layer_freq",
+    "interleave_moe_layer_step",
+    "moe_layers",
+    "sliding_window_pattern",
+    "use_sliding_window",
+    "intermediate_size_mlp",
+    "linear_num_key_heads",
+    "linear_num_value_heads",
+    "linear_key_head_dim",
+    "linear_value_head_dim",
+    "linear_conv_kernel_dim",
+    "global_head_dim",
+    "num_global_key_value_heads",
+    "hidden_size_per_layer_input",
+    "vocab_size_per_layer_input",
+    "attn_logit_softcapping",
+    "final_logit_softcapping",
+]
 
 
 def period(kinds: list[str]) -> list[str]:
@@ -26,9 +57,23 @@ def period(kinds: list[str]) -> list[str]:
     return next((kinds[:n] for n in lengths if all(kind == kinds[i % n] for i, kind in enumerate(kinds))), [])
 
 
+def derived(config, values: dict) -> set[str]:
+    """Fields that the class computes from the width or the heads: their values say nothing of another size."""
+    found: set[str] = set()
+    for quantity in ("hidden", "heads"):
+        name = next((n for n in NAMES[quantity] if isinstance(values.get(n), int)), None)
+        if name is None:
+            continue
+        try:
+            other = type(config)(**{name: 2 * values[name]}).to_dict()
+        except (ValueError, TypeError, StrictDataclassClassValidationError):
+            continue  # this class allows no such change
+        found |= {field for field, value in values.items() if field != name and other.get(field) != value}
+    return found
+
+
 def defaults() -> dict[str, dict]:
     """Text model type -> the relevant fields of its config class as they are when nothing is given."""
-    from huggingface_hub.errors import StrictDataclassClassValidationError
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
     from transformers.models.auto.modeling_auto import (
         MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
@@ -39,13 +84,24 @@ def defaults() -> dict[str, dict]:
     logging.set_verbosity_error()
     names = [*(name for group in NAMES.values() for name in group), *OTHERS]
     found = {}
-    for kind in (*MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES):
+    for kind in (
+        *MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        *MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES,
+    ):  # text-only ones first
         try:
-            config = CONFIG_MAPPING[kind]().get_text_config(decoder=True)
+            whole = CONFIG_MAPPING[kind]()
+            config = whole.get_text_config(decoder=True)
         except (KeyError, ValueError, StrictDataclassClassValidationError):
             continue  # not of this release, or several text models in one
+        if config is not whole and config.model_type in found:
+            continue  # a multimodal model's own choice for a class that has its defaults already
         values = config.to_dict()
-        kept = {name: values[name] for name in names if isinstance(values.get(name), (bool, int, float, list))}
+        computed = derived(config, values)
+        kept = {
+            name: values[name]
+            for name in names
+            if name not in computed and isinstance(values.get(name), (bool, int, float, list))
+        }
         # of a list by layer only its rhythm carries over to another number of layers
         found[config.model_type] = {k: v for k, v in kept.items() if not isinstance(v, list)}
         rhythm = period(values.get("layer_types") or [])

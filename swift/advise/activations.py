@@ -1,15 +1,17 @@
-"""What autograd keeps per token and layer: a ledger of the tensors that transformers' decoder layers save for the backward pass.
+"""What autograd keeps per token and layer: a ledger of the tensors that transformers' decoder layers save for the
+backward pass.
 
 Promises: counts in bytes, from a layer's shape and the way it trains, tensor by tensor; the sums equal what
-`torch.autograd.graph.saved_tensors_hooks` sees on llama-like, Gemma-like and mixture-of-experts layers (tests). Knows nothing
-of kernels that save less (torch.compile, Liger): for those it is an upper bound.
+`torch.autograd.graph.saved_tensors_hooks` sees on llama-like, Gemma-like and mixture-of-experts layers (tests). Knows
+nothing of kernels that save less (torch.compile, Liger): for those it is an upper bound.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
-from swift.advise.shape import Layer, Linear
+from swift.advise.layers import Layer, Linear
 
 ITEM = {"float32": 4, "bfloat16": 2, "float16": 2}
 WIDE = 4  # norms and softmax statistics are float32 whatever the model's dtype
@@ -19,8 +21,8 @@ WIDE = 4  # norms and softmax statistics are float32 whatever the model's dtype
 class Regime:
     """How a layer trains. `item`: bytes of an activation; `adapter_item`: of a LoRA weight (0: full training).
 
-    `mixed`: under autocast. `targets`: names of the linear layers with LoRA. `dropout`: LoRA's, above 0 or not. `mask`: bytes
-    that torch's dropout keeps per value on this device (0: a copy as wide as the input, on the CPU).
+    `mixed`: under autocast. `targets`: names of the linear layers with LoRA. `dropout`: LoRA's, above 0 or not.
+    `mask`: bytes that torch's dropout keeps per value on this device (0: a copy as wide as the input, on the CPU).
     """
 
     item: int
@@ -40,6 +42,7 @@ class Regime:
         return self.item if self.mixed or self.full else self.adapter_item
 
 
+@functools.cache
 def saved_per_token(layer: Layer, hidden: int, regime: Regime, length: int) -> float:
     """Bytes saved per token of one layer in rows of `length` tokens."""
     return (
@@ -64,7 +67,9 @@ def _norms(layer: Layer, hidden: int, regime: Regime) -> float:
 
 
 def _inputs(linears: list[Linear], width: int, regime: Regime, kept: bool) -> float:
-    """What linear layers that share one input of `width` keep of it. `kept`: something else keeps that tensor anyway."""
+    """What linear layers that share one input of `width` keep of it. `kept`: something else keeps that tensor
+    anyway.
+    """
     shared = 0 if kept else width * regime.item
     if regime.full:
         return shared
@@ -127,7 +132,9 @@ def _mlp(layer: Layer, hidden: int, regime: Regime) -> float:
 
 
 def _experts(layer: Layer, hidden: int, regime: Regime) -> float:
-    """The chosen experts of a token: gathered input, gate and up, activation, product, output before weighting; routing."""
+    """The chosen experts of a token: gathered input, gate and up, activation, product, output before weighting;
+    routing.
+    """
     if not layer.experts:
         return 0.0
     names = {x.name for x in layer.linears if x.expert}
@@ -145,9 +152,11 @@ def expert_copies(layer: Layer, regime: Regime) -> int:
     return sum(x.count * x.inputs * x.outputs * regime.item for x in adapted)
 
 
-def largest_transient(layer: Layer, hidden: int, regime: Regime) -> float:
+def largest_transient(layer: Layer, hidden: int, regime: Regime, length: int) -> float:
     """Bytes per token of the gradients that live at once in the backward pass of a layer, at its widest place."""
     inner = max(layer.inner, layer.top_k * layer.expert_inner)
     dense = inner * 3 + hidden * 2
     attention = layer.query + layer.key + layer.value + layer.attended + hidden
+    if regime.eager or layer.softcap:
+        attention += 2 * layer.heads * length  # gradients of the scores before and after the softmax
     return max(dense, attention) * regime.item + (hidden * WIDE if regime.item < WIDE else 0)

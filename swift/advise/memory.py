@@ -1,8 +1,9 @@
 """Memory of training, inference and serving, by part, from a model's shape: no weights, no torch, microseconds.
 
-Promises: `estimate` gives the peak of one optimizer step on one device, in bytes, as the largest of the moments at which a
-step can peak (the loss, the backward pass of a layer, the end of the backward pass). It is compared with measured peaks in
-benchmarks/plan_accuracy.py. Knows nothing of fragmentation beyond a flat share on accelerators, nor of torch.compile.
+Promises: `estimate` gives the peak of one optimizer step on one device, in bytes, as the largest of the moments at
+which a step can peak (the loss, the backward pass of a layer, the end of the backward pass). It is compared with
+measured peaks in benchmarks/plan_accuracy.py. Knows nothing of fragmentation beyond a flat share on accelerators, nor
+of torch.compile.
 """
 
 from __future__ import annotations
@@ -19,13 +20,18 @@ from swift.advise.activations import (
     largest_transient,
     saved_per_token,
 )
-from swift.advise.shape import Layer, Linear, Shape, shape_of
+from swift.advise.layers import Layer, Linear, Shape
+from swift.advise.shape import shape_of
 
-# The process before any model: Python, torch, transformers and peft on the CPU; the driver's context, kernels and cuBLAS
-# workspaces on a GPU.
-CPU_FRAMEWORK = 600_000_000
+# The process before any model: Python, torch, transformers and peft on the CPU; the driver's context, kernels and
+# cuBLAS workspaces on a GPU.
+CPU_FRAMEWORK = 550_000_000
 GPU_CONTEXT = 600_000_000
 GPU_SLACK = 0.05  # of activations: blocks that torch's allocator can't reuse
+# On the CPU glibc keeps freed blocks below 32 MiB, and aligned ones it can hardly use again: shares, measured with glibc
+# 2.36, of what all layers save (checkpointed or not) that come on top with LoRA and with full training
+HEAP_BLOCK = 32 << 20
+HEAP_LORA, HEAP_FULL = 0.75, 0.35
 # What one label position's logits cost in the loss, per vocabulary entry: log-probabilities and two gradients, float32
 LOSS_BYTES = 12
 # bytes of state per trained parameter of `size` bytes; optimizers not named keep two values of the parameter's size
@@ -53,8 +59,9 @@ NF4_BYTES, NF4_DOUBLE_BYTES = 0.5 + 4 / 64, 0.5 + 1 / 64 + 4 / (64 * 256)
 class Training:
     """Options of one training step, as plain values; `label_share`: share of the tokens that the loss sees.
 
-    `weight_bits`: 8 or 4 with bitsandbytes, 0 for plain weights of `dtype`. `rows_differ`: rows of a batch differ in length,
-    so there is padding and an attention mask. `device`: cpu, cuda, npu, mps.
+    `weight_bits`: 8 or 4 with bitsandbytes, 0 for plain weights of `dtype`. `rows_differ`: rows of a batch differ in
+    length, so there is padding and an attention mask. `processes`: data-parallel ones, each with a whole model.
+    `glibc`: memory comes from the C library's own allocator (CPU). `device`: cpu, cuda, npu, mps.
     """
 
     dtype: str = "bfloat16"
@@ -77,7 +84,9 @@ class Training:
     attention: str = "sdpa"
     label_share: float = 1.0
     rows_differ: bool = True
+    processes: int = 1
     device: str = "cuda"
+    glibc: bool = False
 
 
 @dataclass(frozen=True)
@@ -99,12 +108,16 @@ class Estimate:
 
 
 def estimate(
-    config: Mapping[str, Any] | Shape, training: Training, *, parameters: int | None = None, stored_bytes: int | None = None
+    config: Mapping[str, Any] | Shape,
+    training: Training,
+    *,
+    parameters: int | None = None,
+    stored_bytes: int | None = None,
 ) -> Estimate:
     """The peak memory of training the model of config.json (a dict) like this.
 
-    `parameters`: counted in the weight files, when they are there; `stored_bytes`: size of weights that stay quantized as
-    the checkpoint has them. ModelFileError when the config doesn't say how large the model is.
+    `parameters`: counted in the weight files, when they are there; `stored_bytes`: size of weights that stay
+    quantized as the checkpoint has them. ModelFileError when the config doesn't say how large the model is.
     """
     shape = config if isinstance(config, Shape) else shape_of(config, parameters)
     item = ITEM[training.dtype]
@@ -133,10 +146,12 @@ def estimate(
     parts = {
         "weights": weight_bytes(shape, training.dtype, training.weight_bits, training.double_quant, stored_bytes),
         "adapters": 0 if training.full else trainable * train_item,
-        "gradients": held,
+        # DDP sends gradients in buckets of its own
+        "gradients": held + (gradients if training.processes > 1 else 0),
         "optimizer": int(trainable * (values * train_item + extra)),
         "activations": int(activations * (1 + slack)),
         "logits": int(logits * (1 + slack)),
+        "allocator": int(_kept_by_heap(shape, training, regime)),
         "framework": framework_bytes(training.device),
     }
     return Estimate(parts, trainable)
@@ -182,8 +197,14 @@ def _adapters(shape: Shape, training: Training, targets: frozenset[str]) -> tupl
     lora = 0
     for layer in shape.layers:
         adapted = [x for x in layer.linears if x.name in targets]
-        lora += sum(x.count * training.rank * (x.inputs + x.outputs) + training.dora * x.outputs for x in _fused(adapted))
-    whole = sum(shape.embedding for name in training.modules_to_save if name.rpartition(".")[2] in ("embed_tokens", "lm_head", "wte"))
+        lora += sum(
+            x.count * training.rank * (x.inputs + x.outputs) + training.dora * x.outputs for x in _fused(adapted)
+        )
+    whole = sum(
+        shape.embedding
+        for name in training.modules_to_save
+        if name.rpartition(".")[2] in ("embed_tokens", "lm_head", "wte")
+    )
     return lora, whole
 
 
@@ -200,17 +221,26 @@ def _dynamic(shape: Shape, training: Training, regime: Regime, gradients: int) -
     """(activations, logits, gradients held) in bytes at the moment of the step at which their sum is largest."""
     tokens = training.batch * training.length
     item, hidden = regime.item, shape.hidden
-    per_layer = [tokens * saved_per_token(x, hidden, regime, training.length) + expert_copies(x, regime) for x in shape.layers]
+    per_layer = [
+        tokens * saved_per_token(x, hidden, regime, training.length) + expert_copies(x, regime) for x in shape.layers
+    ]
     end = tokens * hidden * (WIDE + item * regime.full + item)  # final norm, input of the output layer
     if training.checkpointing:
         kept = tokens * hidden * item * len(shape.layers)
-        at_work = max((saved + _working(x, tokens, shape, regime) for x, saved in zip(shape.layers, per_layer, strict=True)), default=0)
+        at_work = max(
+            (
+                saved + _working(x, tokens, training.length, shape, regime)
+                for x, saved in zip(shape.layers, per_layer, strict=True)
+            ),
+            default=0,
+        )
     else:
         kept = sum(per_layer)
-        at_work = max((_working(x, tokens, shape, regime) for x in shape.layers), default=0)
-    logits = tokens * training.label_share * shape.vocab * LOSS_BYTES
+        at_work = max((_working(x, tokens, training.length, shape, regime) for x in shape.layers), default=0)
+    logits = tokens * training.label_share * shape.vocab * (LOSS_BYTES + item * shape.final_softcap)
     earlier = gradients if training.accumulation > 1 else 0
-    last = shape.embedding * item if regime.full and shape.tied else 0
+    # a tied embedding has two gradients, from both of its ends, and then their sum
+    last = 2 * shape.embedding * item if regime.full and shape.tied else 0
     moments = [
         (kept + end, logits, earlier),
         (kept + at_work, 0.0, earlier),
@@ -219,15 +249,35 @@ def _dynamic(shape: Shape, training: Training, regime: Regime, gradients: int) -
     return max(moments, key=sum)
 
 
-def _working(layer: Layer, tokens: int, shape: Shape, regime: Regime) -> float:
-    """What the backward pass of one layer needs beside what was saved: gradients of activations, dequantized weights."""
-    return tokens * largest_transient(layer, shape.hidden, regime) + 2 * expert_copies(layer, regime)
+def _kept_by_heap(shape: Shape, training: Training, regime: Regime) -> float:
+    """Freed blocks that the C library keeps; large ones go back to the system at once."""
+    if not training.glibc or training.device != "cpu":
+        return 0.0
+    tokens = training.batch * training.length
+    share = HEAP_FULL if training.full else HEAP_LORA
+    total = 0.0
+    for layer in shape.layers:
+        inner = max(layer.inner, layer.expert_inner * layer.top_k)
+        if tokens * shape.hidden * regime.item >= HEAP_BLOCK:
+            continue
+        saved = saved_per_token(layer, shape.hidden, regime, training.length)
+        if tokens * inner * regime.item >= HEAP_BLOCK:
+            saved -= 3 * inner * regime.item
+        total += tokens * max(0.0, saved) * share
+    return total
 
 
-def cache_bytes(shape: Shape, dtype: str, rows: int, length: int, latent: bool = False) -> int:
-    """Keys and values of `rows` sequences of `length` tokens; windows bound theirs. `latent`: engines that store MLA compressed."""
+def _working(layer: Layer, tokens: int, length: int, shape: Shape, regime: Regime) -> float:
+    """What the backward pass of one layer needs beside what was saved: gradients of activations, dequantized
+    weights.
+    """
+    return tokens * largest_transient(layer, shape.hidden, regime, length) + 2 * expert_copies(layer, regime)
+
+
+def cache_bytes(shape: Shape, dtype: str, rows: int, length: int) -> int:
+    """Keys and values of `rows` sequences of `length` tokens; windows bound theirs, MLA stores its latent."""
     item = ITEM[dtype]
-    total = sum((x.latent if latent else x.cached) * min(length, x.window or length) for x in shape.layers)
+    total = sum(x.cached * min(length, x.window or length) for x in shape.layers)
     return rows * total * item
 
 
@@ -247,7 +297,7 @@ def estimate_inference(
     shape = config if isinstance(config, Shape) else shape_of(config, parameters)
     item = ITEM[dtype]
     cache = cache_bytes(shape, dtype, rows, length)
-    widest = max((largest_transient(x, shape.hidden, Regime(item=item)) for x in shape.layers), default=0)
+    widest = max((largest_transient(x, shape.hidden, Regime(item=item), 0) for x in shape.layers), default=0)
     largest = max((x.cached * min(length, x.window or length) for x in shape.layers), default=0)
     parts = {
         "weights": weight_bytes(shape, dtype, weight_bits, double_quant, stored_bytes),
@@ -271,11 +321,18 @@ class Serving:
 
 
 def estimate_serving(
-    shape: Shape, memory: int, *, dtype: str, length: int, weight_bits: int = 0, stored_bytes: int | None = None, share: float = 0.9
+    shape: Shape,
+    memory: int,
+    *,
+    dtype: str,
+    length: int,
+    weight_bits: int = 0,
+    stored_bytes: int | None = None,
+    share: float = 0.9,
 ) -> Serving:
-    """Room for the cache of an engine that takes `share` of `memory` bytes and stores MLA compressed."""
+    """Room for the cache of an engine that takes `share` of `memory` bytes."""
     weights = weight_bytes(shape, dtype, weight_bits, True, stored_bytes)
-    one = cache_bytes(shape, dtype, 1, length, latent=True)
+    one = cache_bytes(shape, dtype, 1, length)
     workspace = GPU_CONTEXT + shape.vocab * WIDE * 256 + int(0.02 * weights)
     room = max(0, int(memory * share) - weights - workspace)
     requests = room // one if one else 0

@@ -1,9 +1,9 @@
 """config.json -> the dimensions and the parameter count of a transformer, without torch and without weights.
 
-Promises: for the architectures whose peculiarities stand in architectures.toml (and every other one built like Llama) the
-count is that of transformers' own model, embeddings shared where they are tied. Knows nothing of what vision and audio
-towers look like inside: theirs is an approximation, and `exact` is then False. Fields that config.json leaves out are
-transformers' own defaults (config_defaults.json).
+Promises: for the architectures whose peculiarities stand in architectures.toml (and every other one built like Llama)
+the count is that of transformers' own model, embeddings shared where they are tied. Knows nothing of what vision and
+audio towers look like inside: theirs is an approximation, and `exact` is then False. Fields that config.json leaves
+out are transformers' own defaults (config_defaults.json).
 """
 
 from __future__ import annotations
@@ -12,10 +12,11 @@ import functools
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from swift.advise.layers import Layer, Linear, Shape
 from swift.errors import ModelFileError
 
 HERE = Path(__file__).parent
@@ -32,115 +33,17 @@ NAMES: dict[str, tuple[str, ...]] = {
     "experts": ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_moe_experts"),
     "top_k": ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "moe_top_k", "top_k_experts"),
     "expert_inner": ("moe_intermediate_size", "expert_intermediate_size"),
-    "shared_inner": ("shared_expert_intermediate_size", "moe_shared_expert_intermediate_size", "shared_intermediate_size"),
+    "shared_inner": (
+        "shared_expert_intermediate_size",
+        "moe_shared_expert_intermediate_size",
+        "shared_intermediate_size",
+    ),
     "shared_experts": ("n_shared_experts", "num_shared_experts", "moe_num_shared_experts", "num_shared_expert"),
     "dense_first": ("first_k_dense_replace", "num_dense_layers", "moe_layer_start_index"),
     "window": ("sliding_window", "attention_window_size", "local_attention"),
 }
 TEXT_PARTS = ("text_config", "llm_config", "language_config", "thinker_config", "lm_config")
 TOWER_PARTS = ("vision_config", "audio_config", "visual", "vision_encoder", "speech_config")
-
-
-@dataclass(frozen=True)
-class Linear:
-    """`count` weight matrices [outputs, inputs] in one layer, of which a token passes through `used` (experts: top_k)."""
-
-    name: str
-    inputs: int
-    outputs: int
-    bias: bool = False
-    count: int = 1
-    used: float = 1
-    expert: bool = False
-    router: bool = False
-
-    @property
-    def parameters(self) -> int:
-        return self.count * (self.inputs * self.outputs + self.outputs * self.bias)
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One decoder layer. `query`, `key`, `value`: widths of all heads together; `cached`: values per token in the KV cache.
-
-    `inner`: width of the dense (or shared) MLP, 0 without; `top_k` experts of width `expert_inner` per token. `window`:
-    tokens that attention looks back on, None for all of them. `extras`: parameters outside linear layers.
-    """
-
-    linears: tuple[Linear, ...]
-    heads: int
-    query: int
-    key: int
-    value: int
-    attended: int
-    cached: int
-    latent: int
-    inner: int
-    expert_inner: int = 0
-    experts: int = 0
-    top_k: int = 0
-    window: int | None = None
-    extras: int = 0
-    gated: bool = True
-    qk_norm: bool = False
-    norms: int = 2
-    layer_norm: bool = False  # torch's LayerNorm, which keeps no float32 copies
-    wide_norm: bool = False  # the norm's weight is applied in float32 (Gemma)
-    softcap: bool = False  # attention scores pass through a tanh
-
-    @property
-    def parameters(self) -> int:
-        return self.extras + sum(linear.parameters for linear in self.linears)
-
-
-@dataclass(frozen=True)
-class Shape:
-    """A whole model. `tower`: parameters of vision or audio parts; `extras`: final norm, learned positions."""
-
-    model_type: str
-    hidden: int
-    vocab: int
-    context: int | None
-    layers: tuple[Layer, ...]
-    tied: bool
-    extras: int
-    head_bias: bool = False
-    tower: int = 0
-    exact: bool = True
-    stored: int | None = None  # parameters counted in the weight files
-
-    @property
-    def embedding(self) -> int:
-        return self.vocab * self.hidden
-
-    @property
-    def head(self) -> int:
-        """Parameters of the output layer that are its own."""
-        return (0 if self.tied else self.embedding) + self.head_bias * self.vocab
-
-    @property
-    def counted(self) -> int:
-        """Parameters by config.json."""
-        return self.embedding + self.head + self.extras + self.tower + sum(layer.parameters for layer in self.layers)
-
-    @property
-    def parameters(self) -> int:
-        return self.stored or self.counted
-
-    @property
-    def active(self) -> int:
-        """Parameters that one token is multiplied with: all linear layers it passes, and the output layer."""
-        matmul = sum(x.used * x.inputs * x.outputs for layer in self.layers for x in layer.linears)
-        return int(matmul) + self.embedding
-
-    @property
-    def linear_parameters(self) -> int:
-        """Weights of the linear layers inside the decoder layers, experts among them."""
-        return sum(x.count * x.inputs * x.outputs for layer in self.layers for x in layer.linears)
-
-    @property
-    def expert_parameters(self) -> int:
-        return sum(x.parameters for layer in self.layers for x in layer.linears if x.expert)
 
 
 @functools.cache
@@ -178,7 +81,9 @@ class Fields:
         if default is None:
             names = ", ".join(NAMES[quantity][:2])
             what = f"config.json doesn't say how large the model is ({names} is missing)"
-            raise ModelFileError(what, where=self.model_type or None, fix="check --model: a causal language model is needed")
+            raise ModelFileError(
+                what, where=self.model_type or None, fix="check --model: a causal language model is needed"
+            )
         return default
 
     def per_layer(self, quantity: str, index: int, default: int) -> int:
@@ -231,6 +136,7 @@ def shape_of(config: Mapping[str, Any], stored: int | None = None) -> Shape:
         extras=extras,
         head_bias=rules["head_bias"],
         exact=known,
+        final_softcap=bool(fields.values.get("final_logit_softcapping")),
     )
     tower = _tower(config)
     if tower or stored:
@@ -247,9 +153,16 @@ def _tower(config: Mapping[str, Any]) -> int:
     for part in TOWER_PARTS:
         inner = config.get(part)
         if isinstance(inner, Mapping):
-            width = next((inner[k] for k in ("hidden_size", "embed_dim", "d_model", "width") if isinstance(inner.get(k), int)), 0)
+            width = next(
+                (inner[k] for k in ("hidden_size", "embed_dim", "d_model", "width") if isinstance(inner.get(k), int)), 0
+            )
             depth = next(
-                (inner[k] for k in ("num_hidden_layers", "depth", "encoder_layers", "layers") if isinstance(inner.get(k), int)), 0
+                (
+                    inner[k]
+                    for k in ("num_hidden_layers", "depth", "encoder_layers", "layers")
+                    if isinstance(inner.get(k), int)
+                ),
+                0,
             )
             wide = inner.get("intermediate_size") or 4 * width
             total += depth * (4 * width * width + 2 * width * wide)
@@ -278,7 +191,9 @@ def _layer(fields: Fields, hidden: int, index: int) -> Layer:
 
 
 def _kind(fields: Fields, index: int) -> str | None:
-    """What `layer_types` says of layer `index`, or the older `sliding_window_pattern` (every n-th layer sees everything)."""
+    """What `layer_types` says of layer `index`, or the older `sliding_window_pattern` (every n-th layer sees
+    everything).
+    """
     kinds = fields.values.get("layer_types")
     if isinstance(kinds, (list, tuple)) and index < len(kinds):
         return str(kinds[index])
@@ -332,7 +247,6 @@ def _attention(fields: Fields, hidden: int, index: int) -> Layer:
         value=key,
         attended=query,
         cached=2 * key,
-        latent=2 * key,
         inner=0,
         window=_window(fields, index),
         extras=norm + heads * rules["sinks"],
@@ -355,8 +269,14 @@ def _heads(fields: Fields, hidden: int, heads: int, index: int) -> tuple[int, in
 
 def _linear_attention(fields: Fields, hidden: int) -> Layer:
     """Gated DeltaNet (Qwen3-Next, Qwen3.5): a state of fixed size instead of a cache that grows."""
-    v = {n: fields.values[f"linear_{n}"] for n in ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim")}
-    key, value, heads = v["num_key_heads"] * v["key_head_dim"], v["num_value_heads"] * v["value_head_dim"], v["num_value_heads"]
+    v = {
+        n: fields.values[f"linear_{n}"] for n in ("num_key_heads", "num_value_heads", "key_head_dim", "value_head_dim")
+    }
+    key, value, heads = (
+        v["num_key_heads"] * v["key_head_dim"],
+        v["num_value_heads"] * v["value_head_dim"],
+        v["num_value_heads"],
+    )
     kernel = fields.values.get("linear_conv_kernel_dim", 4)
     names = fields.rules["linear_attention"]
     widths = [2 * key + 2 * value, 2 * heads] if len(names) == 2 else [2 * key + value, value, heads, heads]
@@ -369,7 +289,6 @@ def _linear_attention(fields: Fields, hidden: int) -> Layer:
         value=value,
         attended=value,
         cached=0,
-        latent=0,
         inner=0,
         extras=2 * heads + (2 * key + value) * kernel + v["value_head_dim"],
     )
@@ -398,8 +317,7 @@ def _latent_attention(fields: Fields, hidden: int, heads: int) -> Layer:
         key=query,
         value=heads * value,
         attended=heads * value,
-        cached=query + heads * value,
-        latent=rank + rope,
+        cached=rank + rope,  # before the expansion
         inner=0,
         extras=norms + rank,
     )
@@ -418,13 +336,20 @@ def _is_sparse(fields: Fields, index: int) -> bool:
         return index in listed
     if index in (values.get("mlp_only_layers") or ()) or index < fields.number("dense_first", 0):
         return False
-    step = values.get("decoder_sparse_step") or values.get("moe_layer_freq") or values.get("interleave_moe_layer_step") or 1
+    step = (
+        values.get("decoder_sparse_step")
+        or values.get("moe_layer_freq")
+        or values.get("interleave_moe_layer_step")
+        or 1
+    )
     return isinstance(step, int) and (index + fields.rules["sparse_offset"]) % step == 0
 
 
 def _dense(fields: Fields, hidden: int, inner: int, prefix: str = "") -> list[Linear]:
     rules = fields.rules
-    bias = rules["mlp_bias"] == "all" or (rules["mlp_bias"] == "config" and (fields.flag("mlp_bias") or fields.flag("use_bias")))
+    bias = rules["mlp_bias"] == "all" or (
+        rules["mlp_bias"] == "config" and (fields.flag("mlp_bias") or fields.flag("use_bias"))
+    )
     if rules["up_names"]:
         names = list(rules["up_names"])
     else:
@@ -437,14 +362,16 @@ def _dense(fields: Fields, hidden: int, inner: int, prefix: str = "") -> list[Li
 def _mlp(fields: Fields, hidden: int, index: int) -> Layer:
     rules = fields.rules
     dense = fields.per_layer("inner", index, 4 * hidden)
-    nothing = dict(heads=0, query=0, key=0, value=0, attended=0, cached=0, latent=0)
+    nothing = dict(heads=0, query=0, key=0, value=0, attended=0, cached=0)
     if not _is_sparse(fields, index):
         inner = fields.values.get(rules["dense_inner"]) or dense
         linears = _dense(fields, hidden, inner)
         return Layer(tuple(linears), **nothing, inner=inner, gated=rules["gated"])
     experts, top_k = fields.number("experts"), fields.number("top_k", 2)
     inner = fields.number("expert_inner", dense)
-    shared = fields.number("shared_inner", 0) or fields.number("shared_experts", 0) * inner or rules["always_shared"] * inner
+    shared = (
+        fields.number("shared_inner", 0) or fields.number("shared_experts", 0) * inner or rules["always_shared"] * inner
+    )
     linears = [
         replace(linear, count=experts, used=top_k, expert=True, bias=rules["expert_bias"])
         for linear in _dense(fields, hidden, inner)

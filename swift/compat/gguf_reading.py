@@ -18,8 +18,10 @@ import numpy as np
 def fast_gguf_reading() -> Iterator[None]:
     """Within, a file is parsed once, and through a plain array over the same mapped memory."""
     import gguf
+    from transformers import modeling_gguf_pytorch_utils as legacy
 
     reader, name_map = gguf.GGUFReader, gguf.get_tensor_name_map
+    bar = legacy.tqdm
 
     class PlainReader(reader):
         @property
@@ -32,7 +34,9 @@ def fast_gguf_reading() -> Iterator[None]:
 
     gguf.GGUFReader = cache(PlainReader)
     gguf.get_tensor_name_map = cache(name_map)
+    legacy.tqdm = lambda items, **_: items  # a bar that no setting of transformers hides
     try:
         yield
     finally:
         gguf.GGUFReader, gguf.get_tensor_name_map = reader, name_map
+        legacy.tqdm = bar

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
+from swift.config.advising import DoctorOptions, PlanOptions
 from swift.config.chat import ChatOptions
 from swift.config.data import DataOptions
 from swift.config.export import ExportOptions
@@ -145,3 +146,16 @@ class ListModelsConfig(Config):
 class ListDatasetsConfig(Config):
     listing: ListDatasetsOptions = ListDatasetsOptions()
     common: CommonOptions = CommonOptions()
+
+
+@dataclass(frozen=True)
+class DoctorConfig(Config):
+    doctor: DoctorOptions = DoctorOptions()
+    common: CommonOptions = CommonOptions()
+
+
+@dataclass(frozen=True)
+class PlanConfig(SftConfig):
+    """A command line of `swift sft` as it stands, and what to plan it for."""
+
+    planning: PlanOptions = PlanOptions()

@@ -26,7 +26,7 @@ EVALUATION_WISHES = (
 
 
 def decide_sft(config: SftConfig, model_name: str, context: int | None, world_size: int = 1) -> SftConfig:
-    """Everything that needs neither data nor weights. `context`: the longest input the model takes, in tokens, if known."""
+    """Everything that needs neither data nor weights. `context`: the longest input of the model in tokens, if known."""
     steps: tuple[Callable[[SftConfig], SftConfig], ...] = (
         _check_combinations,
         lambda c: _output_dir(c, model_name),
@@ -186,7 +186,7 @@ def _check_best(config: SftConfig) -> None:
         return
     if saving.save_strategy != evaluation.eval_strategy:
         raise UsageError(
-            f"--load_best_model_at_end needs evaluation and saving at the same steps; they are {evaluation.eval_strategy} "
+            f"--load_best_model_at_end needs evaluation and saving at the same steps, not {evaluation.eval_strategy} "
             f"and {saving.save_strategy}",
             fix=f"--save_strategy {evaluation.eval_strategy} or --save_strategy best",
         )

@@ -39,6 +39,8 @@ COMMANDS: dict[str, Command] = {
     "merge-lora": Command(
         "swift.config.commands:ExportConfig", "swift.export.export:main", forced=(("merge_lora", True),)
     ),
+    "doctor": Command("swift.config.commands:DoctorConfig", "swift.advise.doctor:main", positional="model"),
+    "plan": Command("swift.config.commands:PlanConfig", "swift.advise.plan:main"),
     "deploy": Command("swift.config.commands:DeployConfig", "swift.serve.deploy:main"),
     "eval": Command(),
     "web-ui": Command(),

@@ -30,7 +30,7 @@ from swift.errors import ResourceError
 
 KEEP_DAYS = 30
 COUNT = "count.json"
-_ARRAYS = ("ids", "learned", "starts", "row_ids", "scales")
+_ARRAYS = ("ids", "learned", "starts", "row_ids", "trained", "scales")
 _DROPS = ("drops", "truncated", "lost_end")
 _STALE_SECONDS = 24 * 3600  # a staging directory of this age belongs to a run that was killed
 
@@ -73,7 +73,14 @@ def rows_digest(rows: Rows) -> str:
 
 
 def encode_cached(
-    rows: Rows, encoder: Encoder, key: str, root: Path, *, report: DataReport, split: str = "train"
+    rows: Rows,
+    encoder: Encoder,
+    key: str,
+    root: Path,
+    *,
+    report: DataReport,
+    split: str = "train",
+    num_proc: int | None = None,
 ) -> EncodedDataset:
     """`encode_rows`, or its result from an earlier run; `key`: see `encoder_key`; `root`: the cache directory.
 
@@ -85,7 +92,7 @@ def encode_cached(
     if found is not None:
         report.remarks.append(f"{split}: encoded rows read from the cache ({entry})")
         return found
-    encoded = encode_rows(rows, encoder, report=report, split=split)
+    encoded = encode_rows(rows, encoder, report=report, split=split, num_proc=num_proc)
     if encoded.media:
         return encoded
     try:

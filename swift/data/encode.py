@@ -7,10 +7,15 @@ bytes a token. Knows nothing of templates (the encoder does) and of padding.
 from __future__ import annotations
 
 import hashlib
+import multiprocessing
+import os
 import re
+import sys
 from array import array
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,9 +23,11 @@ import numpy as np
 from swift.chat import IGNORED, Encoded, RowDropped
 from swift.data.report import DataReport, SplitCount
 from swift.data.rows import Row, Rows
-from swift.errors import SwiftError
+from swift.errors import ResourceError, SwiftError
 
 BATCH = 1000
+CHUNK = 10_000  # rows handed to a process at once
+ROWS_PER_PROCESS = 20_000  # below that, starting a process costs more than it saves
 NO_TRAINED = "no trained token"
 _VARYING = re.compile(r"(?<!\w)'[^']*'|\"[^\"]*\"|[0-9]+")
 _DROP_NAMES = {"too_long": "longer than --max_length", "nothing_left": "nothing to learn left within --max_length"}
@@ -35,8 +42,8 @@ class Encoder(Protocol):
 class EncodedDataset(Sequence[dict[str, Any]]):
     """Examples in flat arrays.
 
-    ids int32 [tokens]; learned bool [tokens]; starts int64 [examples + 1]; row_ids int64 [examples]; scales float32
-    [tokens] or None when every learned token weighs 1.
+    ids int32 [tokens]; learned bool [tokens]; starts int64 [examples + 1]; row_ids int64 [examples]; trained
+    int64 [examples], learned tokens of each; scales float32 [tokens] or None when every learned token weighs 1.
     """
 
     def __init__(
@@ -45,10 +52,12 @@ class EncodedDataset(Sequence[dict[str, Any]]):
         learned: np.ndarray,
         starts: np.ndarray,
         row_ids: np.ndarray,
+        trained: np.ndarray,
         scales: np.ndarray | None = None,
         media: dict[int, dict[str, Any]] | None = None,
     ):
-        self.ids, self.learned, self.starts, self.row_ids, self.scales = ids, learned, starts, row_ids, scales
+        self.ids, self.learned, self.starts = ids, learned, starts
+        self.row_ids, self.trained, self.scales = row_ids, trained, scales
         self.media = media or {}
         self.lengths: np.ndarray = np.diff(starts)
 
@@ -67,12 +76,6 @@ class EncodedDataset(Sequence[dict[str, Any]]):
             example["loss_scale"] = self.scales[a:b]
         return example | self.media.get(i % len(self), {})
 
-    @property
-    def trained(self) -> np.ndarray:
-        """int64 [examples]: learned tokens of each."""
-        counts = np.concatenate([[0], np.cumsum(self.learned, dtype=np.int64)])
-        return counts[self.starts[1:]] - counts[self.starts[:-1]]
-
     def fingerprint(self) -> str:
         """A hash that changes with any id, label, weight or the order."""
         digest = hashlib.sha256()
@@ -87,6 +90,7 @@ class _Builder:
 
     def __init__(self) -> None:
         self.ids, self.learned, self.starts, self.row_ids = array("i"), bytearray(), array("q", [0]), array("q")
+        self.trained = array("q")
         self.scales: array | None = None
         self.media: dict[int, dict[str, Any]] = {}
 
@@ -98,7 +102,8 @@ class _Builder:
             offsets.append(len(labels))
         learned = np.frombuffer(labels, np.int32) != IGNORED if labels else np.empty(0, np.bool_)
         counts = np.concatenate([[0], np.cumsum(learned)])[np.frombuffer(offsets, np.int64)]
-        kept = np.diff(counts) > 0
+        trained = np.diff(counts)
+        kept = trained > 0
         before = len(self.ids)
         for (row_id, encoded), keep, a, b in zip(batch, kept, offsets, offsets[1:], strict=False):
             if keep:
@@ -109,8 +114,24 @@ class _Builder:
                     self.media[len(self.row_ids)] = encoded.media
                 self.starts.append(len(self.ids))
                 self.row_ids.append(row_id)
+        self.trained.extend(trained[kept].tolist())
         self._check(labels, np.repeat(kept, np.diff(np.frombuffer(offsets, np.int64))), before)
         return kept
+
+    def join(self, part: EncodedDataset) -> None:
+        """Append examples encoded elsewhere."""
+        before, examples = len(self.ids), len(self.row_ids)
+        if part.scales is not None and self.scales is None:
+            self.scales = array("f", [1.0]) * before
+        if self.scales is not None:
+            scales = np.ones(len(part.ids), np.float32) if part.scales is None else part.scales
+            self.scales.frombytes(scales.tobytes())
+        self.ids.frombytes(part.ids.tobytes())
+        self.learned += part.learned.tobytes()
+        self.starts.frombytes((part.starts[1:] + before).tobytes())
+        self.row_ids.frombytes(part.row_ids.tobytes())
+        self.trained.frombytes(part.trained.tobytes())
+        self.media.update({examples + i: media for i, media in part.media.items()})
 
     def _extend_scales(self, encoded: Encoded) -> None:
         if encoded.loss_scale is not None and self.scales is None:
@@ -132,19 +153,82 @@ class _Builder:
             np.frombuffer(self.learned, np.bool_) if self.learned else np.empty(0, np.bool_),
             np.frombuffer(self.starts, np.int64),
             np.frombuffer(self.row_ids, np.int64) if self.row_ids else np.empty(0, np.int64),
+            np.frombuffer(self.trained, np.int64) if self.trained else np.empty(0, np.int64),
             np.frombuffer(self.scales, np.float32) if self.scales else None,
             self.media,
         )
 
 
-def encode_rows(rows: Rows, encoder: Encoder, *, report: DataReport, split: str = "train") -> EncodedDataset:
-    """Encode all rows in order; what can't be encoded or has nothing to learn is counted in `report.split(split)`."""
-    count, builder = report.split(split), _Builder()
+def encode_rows(
+    rows: Rows, encoder: Encoder, *, report: DataReport, split: str = "train", num_proc: int | None = None
+) -> EncodedDataset:
+    """Encode all rows in order; what can't be encoded or has nothing to learn is counted in `report.split(split)`.
+
+    `num_proc` processes share the work; None: one for each ROWS_PER_PROCESS rows, as far as there are cores. The result
+    is the same for any number. ResourceError when a process is killed.
+    """
+    processes = processes_for(len(rows), num_proc)
+    if processes > 1:
+        encoded, count = _encode_in_processes(rows, encoder, split, processes)
+    else:
+        encoded, count = encode_part(rows, encoder, split)
+    report.splits[split] = count
+    return encoded
+
+
+def processes_for(rows: int, num_proc: int | None) -> int:
+    """How many processes are worth their start; always 1 outside Linux, where forking is not safe or not there."""
+    if sys.platform != "linux":
+        return 1
+    if num_proc is None:
+        num_proc = min(len(os.sched_getaffinity(0)), rows // ROWS_PER_PROCESS)
+    return max(1, min(num_proc, -(-rows // BATCH)))
+
+
+def encode_part(rows: Rows, encoder: Encoder, split: str) -> tuple[EncodedDataset, SplitCount]:
+    """Encode rows in this process."""
+    count, builder = SplitCount(split), _Builder()
     for start in range(0, len(rows), BATCH):
         _encode_batch(list(rows[start : start + BATCH]), encoder, builder, count)
     encoded = builder.finish()
     count.lengths, count.trained = encoded.lengths, encoded.trained
-    return encoded
+    return encoded, count
+
+
+class _Worker:
+    """What a forked process works with: inherited, not sent."""
+
+    rows: Rows
+    encoder: Encoder
+    split: str
+
+    @classmethod
+    def start(cls, rows: Rows, encoder: Encoder, split: str) -> None:
+        os.environ["TOKENIZERS_PARALLELISM"] = "false"  # the tokenizer's threads are not there after a fork
+        cls.rows, cls.encoder, cls.split = rows, encoder, split
+
+    @classmethod
+    def encode(cls, part: range) -> tuple[EncodedDataset, SplitCount]:
+        return encode_part(cls.rows[part.start : part.stop], cls.encoder, cls.split)
+
+
+def _encode_in_processes(rows: Rows, encoder: Encoder, split: str, processes: int) -> tuple[EncodedDataset, SplitCount]:
+    size = min(CHUNK, -(-len(rows) // (4 * processes * BATCH)) * BATCH)
+    parts = [range(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
+    fork = multiprocessing.get_context("fork")
+    pool = ProcessPoolExecutor(processes, fork, initializer=_Worker.start, initargs=(rows, encoder, split))
+    builder, count = _Builder(), SplitCount(split)
+    try:
+        with pool:
+            for encoded, part in pool.map(_Worker.encode, parts):
+                builder.join(encoded)
+                count.join(part)
+    except BrokenProcessPool as error:
+        fix = "free some memory, or encode in one process: --dataset_num_proc 1"
+        raise ResourceError("a process that encoded rows was killed (out of memory?)", fix=fix) from error
+    encoded = builder.finish()
+    count.lengths, count.trained = encoded.lengths, encoded.trained
+    return encoded, count
 
 
 def _encode_batch(rows: list[Row], encoder: Encoder, builder: _Builder, count: SplitCount) -> None:

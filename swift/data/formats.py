@@ -36,9 +36,14 @@ REJECTED = ("rejected_messages", "rejected_response", "rejected")
 LABEL = ("label", "kto_tag")
 TOOLS = ("tools", "functions")
 MEDIA = {kind: (kind + "s", kind, kind + "_path") for kind in KINDS}
+_MEDIA_COLUMNS = frozenset(name for names in MEDIA.values() for name in names)
 KEPT = ("objects", "channel", "chat_template_kwargs", "margin")
 IGNORED = "_-"  # `--columns '{"history": "_"}'`: don't look at this column
 CANONICAL = ("messages", "tools", "images", "videos", "audios", "rejected_messages", "label", *KEPT)
+COLUMNS = frozenset(
+    [*CANONICAL, *CONVERSATION, *QUERY, *RESPONSE, *SYSTEM, *TEXT, *REJECTED, *LABEL, *TOOLS, *_MEDIA_COLUMNS]
+    + ["chosen", "history", "context", "tag"]
+)
 KNOWN = "messages | conversations | instruction, input, output | query, response, history | prompt, completion | "
 KNOWN += "chosen, rejected | text"
 _TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -82,7 +87,7 @@ def canonical_row(
     columns, notes = columns or ColumnMap(), Counter() if notes is None else notes
     given = _renamed(value, columns)
     if (text := _text_only(given)) is not None:
-        return Canonical({"text": text, **_extra_columns(value, {"text"}, keep_columns)}, "text")
+        return Canonical({"text": text, **_extra_columns(value, {"text"}, keep_columns, notes)}, "text")
     media = MediaSlots()
     messages, rejected, name = _conversation(given, columns, media, notes)
     _add_system(messages, given, media, notes)
@@ -90,7 +95,8 @@ def canonical_row(
     tools = _tools(given)
     if tools:
         row["tools"] = tools
-    media.finish(row, {kind: _media_column(given, kind) for kind in KINDS}, folder or Path())
+    if media.used or not _MEDIA_COLUMNS.isdisjoint(given):
+        media.finish(row, {kind: _media_column(given, kind) for kind in KINDS}, folder or Path())
     if rejected is not None:
         if messages[0]["role"] == "system" != rejected[0]["role"]:
             rejected.insert(0, messages[0])
@@ -100,7 +106,7 @@ def canonical_row(
     if label is not None:
         row["label"] = _label(label)
     row.update({k: given[k] for k in KEPT if k in given})
-    row.update(_extra_columns(value, row, keep_columns))
+    row.update(_extra_columns(value, row, keep_columns, notes))
     if need_response and label is None and not any(m["role"] == "assistant" for m in messages):
         if name == "prompt":
             raise RowError("no answer column", f"has: {', '.join(given)}; known: {', '.join(RESPONSE)}")
@@ -190,6 +196,8 @@ def _question_answer(given, columns: ColumnMap, media: MediaSlots, notes: Counte
     name = {"instruction": "alpaca"}.get(query_key, "query-response")
     if response_key == "completion":
         name = "prompt-completion"
+    _note_choice(given, QUERY, query_key, "question", notes)
+    _note_choice(given, RESPONSE, response_key, "answer", notes)
     response = given[response_key]
     if isinstance(response, (list, Mapping)):
         return messages + canonical_messages(_retagged(response, columns), media, notes), name
@@ -197,6 +205,13 @@ def _question_answer(given, columns: ColumnMap, media: MediaSlots, notes: Counte
     if not text.strip():
         raise RowError("empty response", f"column {response_key}")
     return [*messages, {"role": "assistant", "content": text}], name
+
+
+def _note_choice(given, names: tuple[str, ...], chosen: str, what: str, notes: Counter[str]) -> None:
+    """Say which column was taken where several could be meant."""
+    others = [k for k in names if k in given and k != chosen and not (chosen == "instruction" and k == "input")]
+    if others:
+        notes[f"the {what} read from column {chosen}, not from {', '.join(others)}"] += 1
 
 
 def _query(given, query_key: str, media: MediaSlots, notes: Counter[str]) -> list[dict[str, Any]]:
@@ -350,6 +365,16 @@ def _label(value: Any) -> Any:
     raise RowError("unusable label", kind_of(value))
 
 
-def _extra_columns(value: Mapping[str, Any], taken: Iterable[str], keep: bool) -> dict[str, Any]:
-    """The columns under their own names, beside those of the canonical row."""
-    return {str(k): v for k, v in value.items() if v is not None and k not in taken} if keep else {}
+def _extra_columns(value: Mapping[str, Any], taken: Iterable[str], keep: bool, notes: Counter[str]) -> dict[str, Any]:
+    """The columns under their own names, beside those of the canonical row; without those that JSON can't hold."""
+    extra: dict[str, Any] = {}
+    for name, content in value.items() if keep else ():
+        if content is None or name in taken:
+            continue
+        try:
+            json.dumps(content)
+        except TypeError:
+            notes[f"column {name} left out: it is of a type that JSON can't hold"] += 1
+            continue
+        extra[str(name)] = content
+    return extra

@@ -16,19 +16,20 @@ from typing import Any
 import numpy as np
 
 from swift.config.data import DataOptions
-from swift.data.formats import ColumnMap, canonical_row
+from swift.data.formats import COLUMNS, ColumnMap, canonical_row
 from swift.data.identity import fill_identity, has_placeholder
 from swift.data.info import InfoEntry, read_infos
 from swift.data.read import Broken, read_file
 from swift.data.report import DataReport
 from swift.data.rows import RowError, Rows, RowStore, Source
-from swift.data.select import select
+from swift.data.select import interleave, select
 from swift.data.spec import DatasetSpec, parse_spec
 from swift.data.tally import DatasetCount
 from swift.errors import DataError, UsageError
 from swift.hub import LocalData, resolve_dataset
 
 DEFAULT_SEED = 42
+STOPPING = ("first_exhausted", "all_exhausted")
 Resolve = Callable[..., LocalData]
 
 
@@ -62,17 +63,21 @@ def load_rows(
     hub_token: str | None = None,
     need_response: bool = True,
     keep_columns: bool = False,
+    interleave_prob: Sequence[float] = (),
+    stopping_strategy: str = "first_exhausted",
     resolve: Resolve = resolve_dataset,
 ) -> Loaded:
     """Read, sample, split and shuffle the rows that the options name.
 
     `need_response` False also takes rows without an answer (what inference and online RL read). `keep_columns` keeps
     columns that the canonical row doesn't have. `resolve` finds a name's files, as `swift.hub.resolve_dataset` does.
+    `interleave_prob`, one for each data set, mixes them by chance until one has no row left ("first_exhausted") or all
+    have been used up ("all_exhausted"); without it they follow each other or are shuffled together.
     DataError for missing, empty or wholly bad data, with `strict` for any dropped row, and when more than
     `max_drop_ratio` of the rows are dropped; UsageError for a wrong data set word.
     """
     loader = _Loader(options, use_hf, hub_token, need_response, keep_columns, resolve)
-    return loader.load()
+    return loader.load(tuple(interleave_prob), stopping_strategy)
 
 
 class _Loader:
@@ -91,18 +96,20 @@ class _Loader:
         self.store, self.report = RowStore(), DataReport()
         self.infos = read_infos(options.custom_dataset_info, options.dataset_dir)
 
-    def load(self) -> Loaded:
+    def load(self, probabilities: tuple[float, ...], stopping: str) -> Loaded:
         options = self.options
         ratio = 0.0 if options.val_dataset else options.split_dataset_ratio
         if options.val_dataset and options.split_dataset_ratio:
             self.report.remarks.append("--split_dataset_ratio is not used: --val_dataset names the rows to evaluate on")
-        train, val = self._dataset_group(options.dataset, ratio, options.dataset_shuffle, offset=0)
+        if probabilities:
+            _check_mix(probabilities, stopping, len(options.dataset))
+        chosen = [self._dataset(word, n, ratio, options.dataset_shuffle) for n, word in enumerate(options.dataset)]
+        val = _joined([part for _, part in chosen])
+        train = self._mixed([part for part, _ in chosen], probabilities, stopping)
         if options.val_dataset:
-            val, _ = self._dataset_group(
-                options.val_dataset, 0.0, options.val_dataset_shuffle, offset=len(options.dataset), as_val=True
-            )
-        if options.dataset_shuffle:
-            train = np.random.RandomState(self.seed).permutation(train)
+            words = enumerate(options.val_dataset, len(options.dataset))
+            own = [self._dataset(word, n, 0.0, options.val_dataset_shuffle, as_val=True) for n, word in words]
+            val = _joined([part for part, _ in own])
         if options.val_dataset_shuffle:
             val = np.random.RandomState(self.seed).permutation(val)
         loaded = Loaded(Rows(self.store, train), Rows(self.store, val), self.report)
@@ -110,26 +117,39 @@ class _Loader:
         self.report.check(strict=options.strict, max_drop_ratio=options.max_drop_ratio)
         return loaded
 
-    def _dataset_group(
-        self, words: Sequence[str], ratio: float, shuffle: bool, offset: int, as_val: bool = False
+    def _mixed(self, parts: list[np.ndarray], probabilities: tuple[float, ...], stopping: str) -> np.ndarray:
+        """The training rows of all data sets in the order of use."""
+        rng = np.random.RandomState(self.seed)
+        if not probabilities:
+            return rng.permutation(_joined(parts)) if self.options.dataset_shuffle else _joined(parts)
+        if not all(len(part) for part in parts):
+            what = "a data set has no training row left to mix"
+            raise UsageError(what, where="--interleave_prob", fix="lower --split_dataset_ratio")
+        if self.options.dataset_shuffle:
+            parts = [rng.permutation(part) for part in parts]
+        rows, origin = interleave(parts, probabilities, stopping == "all_exhausted", rng)
+        for k, count in enumerate(self.report.datasets[: len(parts)]):
+            used = rows[origin == k]
+            count.unsampled += len(np.unique(parts[k])) - len(np.unique(used))
+            count.train, count.repeated = len(used), len(used) - len(np.unique(used))
+        return rows
+
+    def _dataset(
+        self, word: str, number: int, ratio: float, shuffle: bool, as_val: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
-        train, val = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-        for number, word in enumerate(words, offset):
-            spec = parse_spec(word)
-            found = self._find(spec)
-            count = DatasetCount(word)
-            self.report.datasets.append(count)
-            indices = self._read(found, count)
-            rng = np.random.RandomState((self.seed + number) % 2**32)
-            chosen = select(len(indices), found.rows, ratio, shuffle, rng)
-            count.unsampled = len(indices) - chosen.distinct
-            count.repeated = len(chosen.train) - (chosen.distinct - len(chosen.val))
-            count.train, count.val = len(chosen.train), len(chosen.val)
-            if as_val:
-                count.train, count.val, count.is_val = 0, len(chosen.train), True
-            train.append(indices[chosen.train])
-            val.append(indices[chosen.val])
-        return np.concatenate(train), np.concatenate(val)
+        """Read one data set: the store's indices of its training and of its val rows."""
+        found = self._find(parse_spec(word))
+        count = DatasetCount(word)
+        self.report.datasets.append(count)
+        indices = self._read(found, count)
+        rng = np.random.RandomState((self.seed + number) % 2**32)
+        chosen = select(len(indices), found.rows, ratio, shuffle, rng)
+        count.unsampled = len(indices) - chosen.distinct
+        count.repeated = len(chosen.train) - (chosen.distinct - len(chosen.val))
+        count.train, count.val = len(chosen.train), len(chosen.val)
+        if as_val:
+            count.train, count.val = 0, len(chosen.train)
+        return indices[chosen.train], indices[chosen.val]
 
     # --- finding -------------------------------------------------------------------------------------------------
 
@@ -218,6 +238,7 @@ class _Loader:
         except RecursionError as error:
             raise RowError("nested too deeply") from error
         count.formats[row.format] += 1
+        count.unused.update(value.keys() - COLUMNS - columns.rename.keys())
         count.notes.update(notes)
         return index
 
@@ -227,6 +248,21 @@ class _Loader:
             return DataError("there are no rows in it", where=where, fix="check that this is the right file")
         fix = 'repair the rows, or name the columns with --columns \'{"their_name": "query"}\''
         return DataError(f"none of its {count.read} rows can be used: {count.drops.first()}", where=where, fix=fix)
+
+
+def _joined(parts: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate([np.empty(0, np.int64), *parts])
+
+
+def _check_mix(probabilities: tuple[float, ...], stopping: str, datasets: int) -> None:
+    if len(probabilities) != datasets or min(probabilities) <= 0 or abs(sum(probabilities) - 1) > 1e-6:
+        what = f"{' '.join(f'{p:g}' for p in probabilities)} for {datasets} data sets"
+        fix = "one probability above 0 for each --dataset, adding up to 1"
+        raise UsageError(what, where="--interleave_prob", fix=fix)
+    if stopping not in STOPPING:
+        raise UsageError(
+            f"{stopping!r} is not known", where="--stopping_strategy", fix=f"one of: {', '.join(STOPPING)}"
+        )
 
 
 def _store(store: RowStore, data: dict[str, Any], source: Source) -> int:

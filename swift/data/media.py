@@ -37,6 +37,10 @@ class MediaSlots:
     def __init__(self) -> None:
         self.slots: dict[str, list[str | None]] = {kind: [] for kind in KINDS}
 
+    @property
+    def used(self) -> bool:
+        return any(self.slots.values())
+
     def take_tags(self, text: str) -> str:
         """Note the tags of a text; <img>URL</img> (and the like) becomes a tag and a reference."""
         if "<" not in text:
@@ -52,10 +56,11 @@ class MediaSlots:
 
     def take_block(self, block: Mapping[str, Any]) -> str | None:
         """The tag that stands for a media block, or None when the block is no media block."""
-        kind = _BLOCK_KINDS.get(block.get("type"))
+        name = block.get("type")
+        kind = _BLOCK_KINDS.get(name) if isinstance(name, str) else None
         if kind is None:
             return None
-        keys = (block["type"], kind, "source", "url", "path")
+        keys = (name, kind, "source", "url", "path")
         body = next((block[k] for k in keys if block.get(k) is not None), None)
         self.slots[kind].append(None if body is None else reference_of(body))
         return TAGS[kind]

@@ -187,13 +187,10 @@ def _loss(item: Mapping[str, Any], what: str) -> dict[str, Any]:
 
 def tool_calls(value: Any, what: str) -> list[dict[str, Any]]:
     """Tool calls in OpenAI form; `value`: a list, one call, or their JSON text; {"name", "arguments"} is wrapped."""
-    try:
-        value = json.loads(value) if isinstance(value, str) else value
-    except (ValueError, RecursionError) as error:
-        raise RowError("a tool call is broken JSON", f"{what}: {error}") from error
+    value = _call_json(value, what)
     calls = []
-    for call in value if isinstance(value, list) else [value]:
-        call = json.loads(call) if isinstance(call, str) and call.lstrip()[:1] == "{" else call
+    for item in value if isinstance(value, list) else [value]:
+        call = _call_json(item, what)
         function = call.get("function", call) if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
             raise RowError("a tool call without a name", what)
@@ -203,6 +200,13 @@ def tool_calls(value: Any, what: str) -> list[dict[str, Any]]:
             entry["id"] = call["id"]
         calls.append(entry)
     return calls
+
+
+def _call_json(value: Any, what: str) -> Any:
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except (ValueError, RecursionError) as error:
+        raise RowError("a tool call is broken JSON", f"{what}: {error}") from error
 
 
 def _arguments(value: Any, what: str) -> dict[str, Any]:

@@ -42,6 +42,13 @@ class SplitCount:
     def examples(self) -> int:
         return len(self.lengths)
 
+    def join(self, later: SplitCount) -> None:
+        """Add the counts of the rows that come after these; not the arrays."""
+        self.rows, self.used, self.extra = self.rows + later.rows, self.used + later.used, self.extra + later.extra
+        for name in ("drops", "truncated", "lost_end"):
+            getattr(self, name).join(getattr(later, name))
+        self.notes.update(later.notes)
+
     def adds_up(self) -> bool:
         return self.rows == self.used + self.drops.total and self.examples == self.used + self.extra
 

@@ -52,6 +52,9 @@ def _dataset_lines(count: DatasetCount) -> list[str]:
     lines = [f"{count.spec}: {', '.join(parts)} ({formats})"]
     lines += [f"  {line}" for line in count.drops.lines()]
     lines += [f"  {n} x {note}" for note, n in count.notes.most_common() if n]
+    if count.unused:
+        names = [str(name) for name, _ in count.unused.most_common()]
+        lines.append(f"  columns not used: {', '.join(names[:12])}" + (" ..." if len(names) > 12 else ""))
     return lines + ([f"  {count.filled} rows filled with the model's name and author"] if count.filled else [])
 
 

@@ -17,6 +17,8 @@ import numpy as np
 
 from swift.runs import write_text
 
+_JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+
 
 class RowError(Exception):
     """A row that can't be used: `reason` is a fixed phrase to count by, `detail` is about this row."""
@@ -103,7 +105,7 @@ class RowStore:
 
 
 def _compact(data: Mapping[str, Any]) -> bytes:
-    return json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode("utf-8")
+    return _JSON.encode(data).encode("utf-8")
 
 
 class Rows(Sequence[Row]):

@@ -6,6 +6,7 @@ A row is never both trained on and evaluated on.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -44,3 +45,26 @@ def _repeated(base: np.ndarray, wanted: int, shuffle: bool, rng: np.random.Rando
     copies, rest = divmod(wanted, len(base))
     extra = base[np.sort(rng.permutation(len(base))[:rest])] if shuffle else base[:rest]
     return np.concatenate([base] * copies + [extra])
+
+
+def interleave(
+    parts: Sequence[np.ndarray], probabilities: Sequence[float], all_exhausted: bool, rng: np.random.RandomState
+) -> list[np.ndarray]:
+    """Draw rows from `parts` (none empty) by chance, each in its own order: [rows in order of use, the part of each].
+
+    It ends when the part drawn has no row left; with `all_exhausted`, parts start again until each has been used up.
+    """
+    rows, origin = [], []
+    taken = [0] * len(parts)
+    left = set(range(len(parts)))
+    while True:
+        for k in rng.choice(len(parts), size=1024, p=probabilities).tolist():
+            if taken[k] == len(parts[k]) and not all_exhausted:
+                return [np.array(rows, np.int64), np.array(origin, np.int64)]
+            rows.append(int(parts[k][taken[k] % len(parts[k])]))
+            origin.append(k)
+            taken[k] += 1
+            if taken[k] == len(parts[k]):
+                left.discard(k)
+                if not left:
+                    return [np.array(rows, np.int64), np.array(origin, np.int64)]

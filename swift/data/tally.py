@@ -27,6 +27,13 @@ class Drops:
         if len(places) < PLACES:
             places.append((str(source), detail))
 
+    def join(self, later: Drops) -> None:
+        """Add the counts of rows that come after these."""
+        self.counts.update(later.counts)
+        for reason, places in later.places.items():
+            own = self.places.setdefault(reason, [])
+            own += places[: PLACES - len(own)]
+
     @property
     def total(self) -> int:
         return sum(self.counts.values())
@@ -68,9 +75,9 @@ class DatasetCount:
     val: int = 0
     repeated: int = 0
     filled: int = 0
-    is_val: bool = False
     formats: Counter[str] = field(default_factory=Counter)
     notes: Counter[str] = field(default_factory=Counter)
+    unused: Counter[str] = field(default_factory=Counter)
 
     @property
     def usable(self) -> int:
@@ -93,4 +100,5 @@ class DatasetCount:
             "identity_filled": self.filled,
             "formats": dict(self.formats.most_common()),
             "notes": {k: v for k, v in self.notes.most_common() if v},
+            "unused_columns": dict(self.unused.most_common()),
         }

@@ -16,9 +16,18 @@ from transformers import DynamicCache
 from swift.engines import cache as rows_cache
 from swift.engines.sequence import GenerationState
 
+# Models without `position_ids` that find each token's place from the attention mask, so that padding doesn't shift it.
+PLACED_BY_MASK = ("bloom", "mpt")
+OWN_CACHE = ("minimax",)  # a cache class of the model's own, which no other can stand for
+
 
 class CausalModel:
-    """The forward pass of a decoder-only transformers model, called as `generate` calls it."""
+    """The forward pass of a decoder-only transformers model, called as `generate` calls it.
+
+    `can_batch`: rows may stand beside others; `can_pad`: also their prompts, and in chunks. `can_step`: its cache
+    is one that we know. A model that takes no positions would see its rows moved by padding on the left: it isn't
+    stepped here.
+    """
 
     def __init__(self, model: Any):
         self.model = model
@@ -26,8 +35,13 @@ class CausalModel:
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted
         self._extra: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
+        self._cache_name = "past_key_values" if "past_key_values" in accepted else "cache_params"
         cache = self.new_cache()
-        self.can_batch, self.can_pad = rows_cache.can_batch(cache), rows_cache.can_pad(cache)
+        placed = self._takes_positions or model.config.model_type in PLACED_BY_MASK
+        known = self._cache_name in accepted and model.config.model_type not in OWN_CACHE
+        self.can_step = known and (placed or rows_cache.is_recurrent(cache))
+        self.can_batch = rows_cache.can_batch(cache) and self.can_step
+        self.can_pad = rows_cache.can_pad(cache) and placed
 
     def new_cache(self) -> DynamicCache:
         return DynamicCache(config=self.model.config)
@@ -42,7 +56,7 @@ class CausalModel:
             inputs["position_ids"] = positions[:, -ids.shape[1] :]
         prepared = self.model.prepare_inputs_for_generation(
             ids,
-            past_key_values=cache,
+            **{self._cache_name: cache},
             attention_mask=None if bool(mask.all()) else mask,
             use_cache=True,
             is_first_iteration=first,

@@ -37,6 +37,11 @@ def can_pad(cache: Cache) -> bool:
     return all(type(layer) in (*ATTENTION, DummyLayer) for layer in cache.layers)
 
 
+def is_recurrent(cache: Cache) -> bool:
+    """Whether no state is by column: then rows have no places that could be moved."""
+    return all(type(layer) in (LinearAttentionLayer, DummyLayer) for layer in cache.layers)
+
+
 def join(cache: Cache, other: Cache, columns: int, other_columns: int) -> None:
     """Append the rows of `other` to `cache`, which then has the larger number of columns."""
     most = max(columns, other_columns)

@@ -17,10 +17,10 @@ from dataclasses import replace
 import torch
 
 from swift.engines.batch import Batch, CausalModel
-from swift.engines.beams import beam_search
 from swift.engines.protocol import EngineError, EngineStats, RequestError
 from swift.engines.sampling import choose
 from swift.engines.sequence import GenerationState
+from swift.engines.whole import generate_whole
 from swift.errors import ResourceError, SwiftError
 
 
@@ -129,8 +129,8 @@ class Scheduler:
             chosen = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
         group: list[GenerationState] = []
         for state in chosen:
-            if state.num_beams > 1:
-                self._beams(state)
+            if state.num_beams > 1 or not self._model.can_step:
+                self._whole(state)
             elif state.alone or len(state.ids) > self._chunk or not self._model.can_pad:
                 self._prefilling.append(Batch(self._model, [state], self._chunk))
             else:
@@ -204,10 +204,10 @@ class Scheduler:
                 staying.append(row)
         batch.keep(staying)
 
-    def _beams(self, state: GenerationState) -> None:
+    def _whole(self, state: GenerationState) -> None:
         try:
             with self._lock:
-                beam_search(self._model.model, state)
+                generate_whole(self._model.model, state)
         except Exception as error:
             self._fail(state, error)
             return

@@ -122,6 +122,7 @@ def _prompt_ids(service: Service, prompt: Any) -> list[tuple[str | None, list[in
             found.append((part, service.prompts.encode(part)))
         elif isinstance(part, list):
             found.append((None, token_ids(part, "prompt")))
+            service.prompts.check(found[-1][1])
         else:
             raise invalid("prompt must be a string, token ids, or a list of these", "prompt", "invalid_type")
         if not found[-1][1]:

@@ -6,7 +6,7 @@ Knows the engine protocol and the pieces of a reply, and no API's shapes.
 from __future__ import annotations
 
 import logging
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
@@ -71,6 +71,7 @@ class Replies:
     def __init__(self, service: Service, call: ChatCall):
         self._service, self._call = service, call
         self._answers: Answers | None = None
+        self._iterator: AsyncGenerator[Step, None] | None = None
         self.prompt_tokens: int | None = None
 
     async def __aenter__(self) -> Replies:
@@ -84,16 +85,22 @@ class Replies:
         request = GenerationRequest(
             messages=prompt.messages, tools=prompt.tools, prompt_ids=prompt.prompt_ids, adapter=call.adapter
         )
-        self._readers = [ReplyReader(service.form, call.tools, call.one_call, prompt.opened) for _ in range(call.n)]
+        self._readers = [ReplyReader(service.form, call.tools, call.one_call, prompt.opening) for _ in range(call.n)]
         self._answers = Answers(service, choices(request, call.sampling, call.n))
         await self._answers.__aenter__()
         return self
 
     async def __aexit__(self, *exc_info: object) -> None:
         assert self._answers is not None
+        if self._iterator is not None:
+            await self._iterator.aclose()
         await self._answers.__aexit__(*exc_info)
 
-    async def __aiter__(self) -> AsyncIterator[Step]:
+    def __aiter__(self) -> AsyncIterator[Step]:
+        self._iterator = self._steps()
+        return self._iterator
+
+    async def _steps(self) -> AsyncGenerator[Step, None]:
         assert self._answers is not None
         async for index, delta in self._answers:
             reader = self._readers[index]

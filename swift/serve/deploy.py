@@ -15,6 +15,7 @@ import ssl
 import sys
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 from swift.chat import ChatEncoder
 from swift.chat.render import compiled

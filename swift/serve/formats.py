@@ -30,6 +30,7 @@ class Encoder(Protocol):
     """What is asked of a ChatEncoder."""
 
     tokenizer: Any
+    response_prefix: str
 
     def prompt_text(self, messages: Any, tools: Any = None) -> str: ...
 

@@ -166,7 +166,7 @@ def _no_constant(name: str) -> Any:
 CHOICE = (
     Param("temperature", "number", low=0),
     Param("top_p", "number", above=0, high=1),
-    Param("top_k", "integer", low=-1),
+    Param("top_k", "integer", low=-1, high=2**31 - 1),
 )
 SAMPLING = (
     *CHOICE,

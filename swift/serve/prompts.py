@@ -22,13 +22,13 @@ PROMPT_END = 32  # tokens at a prompt's end that the opening of reasoning is loo
 
 @dataclass(frozen=True)
 class Prompt:
-    """Fields of a GenerationRequest; `tokens`: its length if known; `opened`: it ends inside the reasoning."""
+    """Fields of a GenerationRequest; `tokens`: its length if known; `opening`: what it writes of the reply."""
 
     messages: Messages | None = None
     tools: Tools = None
     prompt_ids: Sequence[int] | None = None
     tokens: int | None = None
-    opened: bool = False
+    opening: str = ""
 
 
 class Prompts(Protocol):
@@ -39,6 +39,10 @@ class Prompts(Protocol):
     def encode(self, text: str) -> list[int]: ...
 
     def decode(self, ids: Sequence[int]) -> str: ...
+
+    def check(self, ids: Sequence[int]) -> None:
+        """400 for ids that no token has: a model on an accelerator may not survive them."""
+        ...
 
 
 class TemplatePrompts:
@@ -68,19 +72,22 @@ class TemplatePrompts:
             encoder = self._variant(variables) if variables else self._encoder
             ids = encoder.prompt(messages, tools)
             end = encoder.decode(ids[-PROMPT_END:])
-        opened = self._opener is not None and end.rstrip().endswith(self._opener)
-        return Prompt(prompt_ids=ids, tokens=len(ids), opened=opened)
+        opened = self._opener if self._opener and end.rstrip().endswith(self._opener) else ""
+        return Prompt(prompt_ids=ids, tokens=len(ids), opening=encoder.response_prefix or opened)
 
     def encode(self, text: str) -> list[int]:
         with self._lock:
             return list(self._encoder.tokenizer(text)["input_ids"])
 
     def decode(self, ids: Sequence[int]) -> str:
-        size = len(self._encoder.tokenizer)
-        if any(i >= size for i in ids):
-            raise invalid(f"the tokenizer has {size} tokens: an id is out of range", code="invalid_value")
+        self.check(ids)
         with self._lock:
             return self._encoder.decode(ids)
+
+    def check(self, ids: Sequence[int]) -> None:
+        size = len(self._encoder.tokenizer)
+        if any(i >= size for i in ids):
+            raise invalid(f"a token id is out of range: the tokenizer has {size} tokens", code="invalid_value")
 
 
 class EnginePrompts:
@@ -97,6 +104,9 @@ class EnginePrompts:
     def decode(self, ids: Sequence[int]) -> str:
         raise ApiError(400, "this engine has no tokenizer here", code="unsupported")
 
+    def check(self, ids: Sequence[int]) -> None:
+        """The engine knows."""
+
 
 class CodePoints(EnginePrompts):
     """The fake engine's: one character, one token."""
@@ -109,6 +119,9 @@ class CodePoints(EnginePrompts):
         return [ord(char) for char in text]
 
     def decode(self, ids: Sequence[int]) -> str:
+        self.check(ids)
+        return "".join(map(chr, ids))
+
+    def check(self, ids: Sequence[int]) -> None:
         if any(i > 0x10FFFF or 0xD800 <= i < 0xE000 for i in ids):
             raise invalid("a token id is out of range", code="invalid_value")
-        return "".join(map(chr, ids))

@@ -57,21 +57,17 @@ Piece = Reasoning | Content | ToolCall
 class ReplyReader:
     """Feed it a reply's text in pieces with `push`, then call `finish` once. `tools`: those that the request offered.
 
-    `one_call`: only the first call is handed on (parallel_tool_calls false). `opened`: the prompt ends inside the
-    reasoning.
+    `one_call`: only the first call is handed on (parallel_tool_calls false). `opening`: the beginning of the reply that
+    the prompt has written already, as a mark of reasoning.
     """
 
-    def __init__(self, form: ReplyFormat, tools: Tools = (), one_call: bool = False, opened: bool = False):
+    def __init__(self, form: ReplyFormat, tools: Tools = (), one_call: bool = False, opening: str = ""):
         self._form, self._tools, self._one_call = form, tools, one_call
-        self._opener = form.reasoning[0] if form.reasoning and opened else ""
-        self._all: list[str] = []
+        self._all = [opening]
         self._shown = ""  # content handed on
-        self._held = ""  # text not handed on yet
+        self._held = opening  # text not handed on yet
         self.calls = 0
-        if form.reasoning is None:
-            self._state = self._body_state()
-        else:
-            self._state = self._reasoning_start if opened else self._start
+        self._state = self._body_state() if form.reasoning is None else self._start
 
     @property
     def text(self) -> str:
@@ -112,9 +108,10 @@ class ReplyReader:
         return []
 
     def _reasoning_start(self, final: bool) -> list[Piece]:
-        """Line ends after the opening text aren't part of the reasoning."""
-        self._held = self._held.lstrip()
-        if self._held or final:
+        """Line ends after the opening text aren't part of the reasoning, nor is its repetition by the model."""
+        opener = self._form.reasoning[0]  # type: ignore[index]
+        self._held = self._held.lstrip().removeprefix(opener).lstrip()
+        if final or not opener.startswith(self._held):
             self._state = self._reasoning
         return []
 
@@ -165,7 +162,7 @@ class ReplyReader:
     def _calls(self) -> list[Piece]:
         """The held text: tool calls and what stands around them, or plain content."""
         held, self._held = self._held, ""
-        message = self._form.parse(self._opener + self.text, self._tools)
+        message = self._form.parse(self.text, self._tools)
         calls = message.get("tool_calls") or []
         if not calls:
             return [Content(held)]

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
@@ -122,6 +123,7 @@ class Answers:
         self._service, self._requests = service, requests
         self._streams: list[GenerationStream[Delta]] = []
         self._timer: asyncio.TimerHandle | None = None
+        self._iterator: AsyncGenerator[tuple[int, Delta], None] | None = None
         self._began = time.monotonic()
         self._first: float | None = None
         self._reason: ApiError | None = None
@@ -158,6 +160,8 @@ class Answers:
 
     async def __aexit__(self, *exc_info: object) -> None:
         self._close()
+        if self._iterator is not None:
+            await self._iterator.aclose()
 
     def _close(self) -> None:
         if self._timer is not None:
@@ -174,23 +178,28 @@ class Answers:
         prompt = max((u.prompt_tokens for u in self.usages), default=0)
         return Usage(prompt, sum(u.completion_tokens for u in self.usages))
 
-    async def __aiter__(self) -> AsyncIterator[tuple[int, Delta]]:
+    def __aiter__(self) -> AsyncIterator[tuple[int, Delta]]:
         """(index of the request, delta), as they come; raises the first error."""
-        source = self._one() if len(self._streams) == 1 else self._many()
-        async for index, delta in source:
-            if self._first is None:
-                self._first = time.monotonic() - self._began
-            if delta.usage is not None:
-                self.usages[index] = delta.usage
-            if delta.finish_reason == "cancelled":
-                raise self._reason or shutting_down()  # its reader is still here: the engine is being closed
-            yield index, delta
+        self._iterator = self._deltas()
+        return self._iterator
 
-    async def _one(self) -> AsyncIterator[tuple[int, Delta]]:
+    async def _deltas(self) -> AsyncGenerator[tuple[int, Delta], None]:
+        source = self._one() if len(self._streams) == 1 else self._many()
+        async with aclosing(source):
+            async for index, delta in source:
+                if self._first is None:
+                    self._first = time.monotonic() - self._began
+                if delta.usage is not None:
+                    self.usages[index] = delta.usage
+                if delta.finish_reason == "cancelled":
+                    raise self._reason or shutting_down()  # its reader is still here: the engine is being closed
+                yield index, delta
+
+    async def _one(self) -> AsyncGenerator[tuple[int, Delta], None]:
         async for delta in self._streams[0]:
             yield 0, delta
 
-    async def _many(self) -> AsyncIterator[tuple[int, Delta]]:
+    async def _many(self) -> AsyncGenerator[tuple[int, Delta], None]:
         queue: asyncio.Queue[tuple[int, Delta | None, BaseException | None]] = asyncio.Queue()
 
         async def pump(index: int, stream: GenerationStream[Delta]) -> None:

@@ -56,7 +56,7 @@ LOG_LEVELS = {"debug": "info", "info": "warning", "warning": "error", "error": "
 
 
 def check_schedule(config: SftConfig) -> None:
-    """UsageError for a schedule or an optimizer that transformers doesn't know, or arguments that a schedule doesn't take."""
+    """UsageError for an unknown schedule or optimizer, or arguments that a schedule doesn't take."""
     for name, known in (("lr_scheduler_type", SchedulerType), ("optim", OptimizerNames)):
         value = config.value(name)
         choices = [member.value for member in known]

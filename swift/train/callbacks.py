@@ -19,8 +19,8 @@ from swift.train.interrupt import Interrupt
 class Schedule(TrainerCallback):
     """Decides after each step, all at once, in place of transformers' flow: log, then evaluate, then save, then stop.
 
-    An epoch's end counts as part of its last step, so a checkpoint always holds what was known at its step, and a run that
-    resumes from it does nothing twice and skips nothing. The last step logs, evaluates and saves.
+    An epoch's end counts as part of its last step, so a checkpoint always holds what was known at its step, and a run
+    that resumes from it does nothing twice and skips nothing. The last step logs, evaluates and saves.
     """
 
     def __init__(

@@ -1,7 +1,8 @@
 """Checkpoints as transactions: written aside, fsynced, listed with hashes, renamed; removed the same way.
 
-Promises: a directory named checkpoint-N either verifies against its manifest or was damaged later, and `newest_complete`
-says which; a kill at any instant leaves the earlier ones as they were. Knows files only, neither models nor tensors.
+Promises: a directory named checkpoint-N either verifies against its manifest or was damaged later, and
+`newest_complete` says which; a kill at any instant leaves the earlier ones as they were. Knows files only, neither
+models nor tensors.
 """
 
 from __future__ import annotations
@@ -75,7 +76,7 @@ def staging_dir(run_dir: Path, step: int) -> Path:
 
 
 def commit(staging: Path, run_dir: Path, step: int) -> Path:
-    """Turn a finished staging directory into checkpoint-`step`. A checkpoint of that name is set aside, then removed."""
+    """Turn a finished staging directory into checkpoint-`step`; one of that name is set aside, then removed."""
     final = run_dir / name_of(step)
     old = _set_aside(final) if final.exists() else None
     runs.commit_dir(staging, final, kind="checkpoint", step=step)
@@ -136,7 +137,7 @@ def require_state(checkpoint: Path, world_size: int = 1) -> None:
 
 @contextmanager
 def writing(place: Path, remove_on_failure: Path | None = None) -> Iterator[None]:
-    """Around writes: a full disk, a quota or a lost permission becomes a ResourceError, and the part written is removed."""
+    """Around writes: a full disk or a lost permission becomes a ResourceError, and the part written is removed."""
     try:
         yield
     except BaseException as error:
@@ -148,7 +149,7 @@ def writing(place: Path, remove_on_failure: Path | None = None) -> Iterator[None
             raise ResourceError(
                 f"can't write: {str(error).splitlines()[0]}",
                 where=str(place),
-                fix=f"free some space on {place.parent}; the earlier checkpoints are intact: --resume_from_checkpoint auto",
+                fix=f"free some space on {place.parent}; earlier checkpoints are intact: --resume_from_checkpoint auto",
             ) from error
         raise
 

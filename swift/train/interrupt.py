@@ -11,8 +11,8 @@ from types import FrameType
 class Interrupt:
     """A context in which SIGINT and SIGTERM only set `signal`; the loop looks at it after each step.
 
-    A second SIGINT raises KeyboardInterrupt where the program stands. A second SIGTERM does nothing more: schedulers and
-    torchrun send several. Outside the main thread no handler can be set, and none is.
+    A second SIGINT raises KeyboardInterrupt where the program stands. A second SIGTERM does nothing more: schedulers
+    and torchrun send several. Outside the main thread no handler can be set, and none is.
     """
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """What a run counts while it trains: loss, accuracy, tokens, time and memory, as plain numbers.
 
-Promises: sums are kept on the device (one transfer per logging step) and survive in a checkpoint, so that a resumed run logs
-what an undisturbed one would. Knows nothing of the trainer.
+Promises: sums are kept on the device (one transfer per logging step) and survive in a checkpoint, so that a resumed
+run logs what an undisturbed one would. Knows nothing of the trainer.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 class Stopwatch:
-    """Seconds of training, over all sittings of a run, and the pace of this one. Pauses (evaluation, saving) don't count
-    towards the pace."""
+    """Seconds of training, over all sittings of a run, and the pace of this one; pauses (evaluation, saving) don't
+    count towards the pace."""
 
     def __init__(self, earlier_seconds: float = 0.0):
         self.earlier = earlier_seconds

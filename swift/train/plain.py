@@ -1,7 +1,7 @@
 """Text without a chat template (`swift pt`, `--use_chat_template false`): a row is its texts one after the other.
 
-Promises: the ids are the tokenizer's own for the joined text, with its special tokens, and the end-of-text token after it;
-every token is learned. `swift infer --use_chat_template false` gives a model the same ids to continue.
+Promises: the ids are the tokenizer's own for the joined text, with its special tokens, and the end-of-text token after
+it; every token is learned. `swift infer --use_chat_template false` gives a model the same ids to continue.
 """
 
 from __future__ import annotations

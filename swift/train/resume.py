@@ -1,7 +1,7 @@
 """Which checkpoint a run continues from, and with which options.
 
-Promises: options that weren't typed are those of the run; a typed one that would make the state meaningless is refused, one
-that only changes the course from here on is said. Reads files only; no torch.
+Promises: options that weren't typed are those of the run; a typed one that would make the state meaningless is refused,
+one that only changes the course from here on is said. Reads files only; no torch.
 """
 
 from __future__ import annotations
@@ -69,8 +69,8 @@ class ResumePoint(NamedTuple):
 def find(value: str, output_dir: Path | None) -> tuple[ResumePoint | None, list[str]]:
     """The point that `--resume_from_checkpoint value` means, and what to say about it.
 
-    `value` is a checkpoint, a run directory, or `auto`: the newest run in `output_dir` that has a complete checkpoint; None
-    when there is nothing to continue. CheckpointError when a named place has no complete checkpoint.
+    `value` is a checkpoint, a run directory, or `auto`: the newest run in `output_dir` that has a complete checkpoint;
+    None when there is nothing to continue. CheckpointError when a named place has no complete checkpoint.
     """
     if value == "auto":
         return _find_newest(Path(output_dir or "."))

@@ -255,7 +255,7 @@ def _make_run_dir(setup: Setup, model: Any, examples: Examples) -> Path:
 
 
 def goes_on_in_place(config: SftConfig, run_dir: Path) -> bool:
-    """A resumed run stays in its directory, unless it starts anew from the weights or another --output_dir was typed."""
+    """A resumed run stays in its directory unless only its weights are used or another --output_dir was typed."""
     if config.saving.resume_only_model:
         return False
     if not config.given("output_dir"):
@@ -270,12 +270,12 @@ def _refuse_used(run_dir: Path) -> None:
         raise UsageError(
             "this directory holds a run already",
             where=str(run_dir),
-            fix="--resume_from_checkpoint auto goes on with it; else choose another --output_dir, or leave --add_version true",
+            fix="--resume_from_checkpoint auto goes on with it; or choose another --output_dir",
         )
 
 
 def _checkpoint_bytes(config: SftConfig, model: Any) -> int:
-    """What the first checkpoint takes: trained weights and Adam's two moments; a whole model stores frozen weights too."""
+    """Bytes of the first checkpoint: trained weights and Adam's two moments; a whole model with its frozen weights."""
     if config.saving.save_strategy == "no":
         return 0
     trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)

@@ -1,8 +1,9 @@
 """transformers' Trainer with an exact loss and count, an exact evaluation, and checkpoints that are transactions.
 
-Promises: the loss of a step is the mean over all label tokens of its batches, over all processes; evaluation is the mean over
-all label tokens and leaves the random state alone; a loss or gradient that isn't finite stops the run before the weights are
-touched and names the rows. Distribution, mixed precision, optimizers and schedules are transformers' and accelerate's.
+Promises: the loss of a step is the mean over all label tokens of its batches, over all processes; evaluation is the
+mean over all label tokens and leaves the random state alone; a loss or gradient that isn't finite stops the run before
+the weights are touched and names the rows. Distribution, mixed precision, optimizers and schedules are transformers'
+and accelerate's.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ MEANS = ("loss", "steps")
 class EpochOrder(Sampler[int]):
     """The rows' order in each epoch, from the seed and the epoch's number alone.
 
-    Random order is the same as that of a plain Trainer with this seed. Grouping puts rows of like length (`lengths`, tokens)
-    into one batch.
+    Random order is the same as that of a plain Trainer with this seed. Grouping puts rows of like length (`lengths`,
+    tokens) into one batch.
     """
 
     def __init__(self, count: int, seed: int, shuffle: bool, lengths: Sequence[int] | None = None, group: int = 1):
@@ -58,11 +59,11 @@ class EpochOrder(Sampler[int]):
 
 
 class SftTrainer(Trainer):
-    """`train_dataset` and `eval_dataset`: sequences of encoded rows. `data_collator` gives `input_ids`, `attention_mask`,
-    `labels` int64 [B, T] and `row_ids`, a list of B; `sources(row_id)` says where a row comes from.
+    """`train_dataset` and `eval_dataset`: sequences of encoded rows. `data_collator` gives `input_ids`,
+    `attention_mask`, `labels` int64 [B, T] and `row_ids`, a list of B; `sources(row_id)` says where a row comes from.
 
-    `save_model_files(directory)` writes the weights (and the tokenizer) of one checkpoint; `load_weights(directory)` puts a
-    checkpoint's weights into the model. `parameter_groups()`, if given, are the optimizer's.
+    `save_model_files(directory)` writes the weights (and the tokenizer) of one checkpoint; `load_weights(directory)`
+    puts a checkpoint's weights into the model. `parameter_groups()`, if given, are the optimizer's.
     """
 
     def __init__(
@@ -132,8 +133,8 @@ class SftTrainer(Trainer):
                 callback.close()
 
     def leave_group(self) -> None:
-        """Let go of the other processes, all at the same time: wrappers first, since one that outlives its process group
-        can wait for ever when it is torn down."""
+        """Let go of the other processes, all at the same time: wrappers first, since one that outlives its process
+        group can wait for ever when it is torn down."""
         if self.args.world_size == 1:
             return
         self.accelerator.wait_for_everyone()
@@ -294,7 +295,7 @@ class SftTrainer(Trainer):
     # ---- evaluation ----
 
     def evaluate(self, eval_dataset=None, ignore_keys=None, metric_key_prefix: str = "eval") -> dict[str, float]:
-        """Loss and accuracy over all label tokens of the validation rows, each row once however many processes there are."""
+        """Loss and accuracy over all label tokens of the validation rows, each row once over all processes."""
         began = time.monotonic()
         training = self.model.training
         self.model.eval()

@@ -1,5 +1,8 @@
 """Examples are the encoder's, unchanged; each row is used or counted with its reason; batches are plain padding."""
 
+import os
+import signal
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,6 +10,8 @@ from hypothesis import strategies as st
 
 from swift.chat import IGNORED, ChatEncoder
 from swift.data import DataReport, PadCollator, Rows, encode_rows
+from swift.data.encode import ROWS_PER_PROCESS, processes_for
+from swift.errors import ResourceError
 from tests.data.fakes import END, CharacterEncoder
 
 
@@ -125,3 +130,32 @@ def test_padding_has_no_weight():
     encoded, _ = encode([talk("q", "scale"), talk("q", "a")])
     batch = PadCollator(0)([encoded[0], encoded[1]])
     assert batch["loss_scale"].tolist() == [[0.0, 0.0] + [2.0] * 6, [1.0] * 4 + [0.0] * 4]
+
+
+class Dying(CharacterEncoder):
+    def encode_batch(self, rows):
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_any_number_of_processes_gives_the_same():
+    answers = ["a", "refuse", "parts", "drop", "b" * 30, "x"]
+    rows = Rows.of([talk(f"q{i}", answers[i % 6] if i < 5000 or i % 97 else "scale") for i in range(7001)])
+    results = []
+    for processes in (1, 2, 3):
+        report = DataReport()
+        encoded = encode_rows(rows, CharacterEncoder(max_length=25), report=report, num_proc=processes)
+        results.append((encoded.fingerprint(), report.to_json()))
+        assert report.problems() == []
+    assert results[0] == results[1] == results[2]
+    assert results[0][1]["train"]["dropped"] > 1000
+
+
+def test_processes_are_started_only_where_they_pay():
+    assert [processes_for(n, None) for n in (0, 1, 1000, ROWS_PER_PROCESS)] == [1, 1, 1, 1]
+    assert processes_for(100 * ROWS_PER_PROCESS, None) == len(os.sched_getaffinity(0))
+    assert processes_for(500, 8) == 1 and processes_for(5000, 3) == 3
+
+
+def test_a_killed_process_is_an_error_not_a_hang():
+    with pytest.raises(ResourceError, match="killed"):
+        encode_rows(Rows.of([talk("q", "a")] * 3000), Dying(), report=DataReport(), num_proc=2)

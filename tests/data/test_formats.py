@@ -2,6 +2,7 @@
 
 import json
 from collections import Counter
+from datetime import date
 
 import pytest
 from hypothesis import given, settings
@@ -273,6 +274,9 @@ def test_own_role_names():
 def test_keep_columns():
     row = canonical({"problem": "q", "solution": "42", "level": 3}, keep_columns=True)
     assert row == {"messages": say("q", "42"), "problem": "q", "solution": "42", "level": 3}
+    notes = Counter()
+    row = canonical({"query": "q", "response": "a", "at": date(2026, 1, 1)}, keep_columns=True, notes=notes)
+    assert "at" not in row and sum(notes.values()) == 1
     row = canonical({"query": "q", "env": {"a": 1}}, keep_columns=True, need_response=False)
     assert row == {"messages": say("q"), "query": "q", "env": {"a": 1}}
 
@@ -297,6 +301,7 @@ UNUSABLE = {
     "a tool call is broken JSON": {
         "conversations": [{"from": "human", "value": "q"}, {"from": "function_call", "value": "f("}]
     },
+    "a tool call is broken JSON ": {"messages": [*say("q"), {"role": "assistant", "tool_calls": ['{"name": "f"']}]},
     "a tool call without a name": {"messages": [*say("q"), {"role": "assistant", "tool_calls": [{"arguments": {}}]}]},
     "tool call arguments are no object": {
         "messages": [*say("q"), {"role": "assistant", "tool_calls": [{"name": "f", "arguments": "[1]"}]}]
@@ -313,7 +318,7 @@ UNUSABLE = {
 
 @pytest.mark.parametrize("expected", UNUSABLE)
 def test_unusable_rows_say_why(expected):
-    assert reason(UNUSABLE[expected]) == expected
+    assert reason(UNUSABLE[expected]) == expected.strip()
 
 
 def test_unknown_columns_are_named():

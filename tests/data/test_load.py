@@ -84,6 +84,29 @@ def test_repeats_never_reach_the_other_side_of_the_split(tmp_path):
     assert loaded.report.problems() == []
 
 
+@pytest.mark.parametrize("stopping", ["first_exhausted", "all_exhausted"])
+def test_interleaving_by_probabilities(tmp_path, stopping):
+    files = (save(tmp_path / "a.jsonl", rows(600, "a")), save(tmp_path / "b.jsonl", rows(300, "b")))
+    mix = {"interleave_prob": (0.8, 0.2), "stopping_strategy": stopping}
+    loaded = load_rows(DataOptions(dataset=files), **mix)
+    found = queries(loaded.train)
+    a, b = [q for q in found if q.startswith("qa")], [q for q in found if q.startswith("qb")]
+    assert 0.72 < len(a) / len(found) < 0.88
+    if stopping == "first_exhausted":
+        assert len(a) == len(set(a)) == 600 and len(b) == len(set(b)) < 300
+    else:
+        assert len(set(a)) == 600 and len(b) == len(set(b)) == 300 and len(a) > 1000
+    assert found != a + b and loaded.report.problems() == []
+    assert queries(load_rows(DataOptions(dataset=files), **mix).train) == found
+
+
+@pytest.mark.parametrize("probabilities", [(1.0,), (0.5, 0.6), (1.0, 0.0), (1.5, -0.5)])
+def test_wrong_probabilities_are_a_usage_error(tmp_path, probabilities):
+    file = save(tmp_path / "a.jsonl", rows(3))
+    with pytest.raises(UsageError, match="interleave_prob"):
+        load_rows(DataOptions(dataset=(file, file)), interleave_prob=probabilities)
+
+
 def test_val_dataset(tmp_path):
     a, b = save(tmp_path / "a.jsonl", rows(6)), save(tmp_path / "b.jsonl", rows(3, "v"))
     loaded = load(a, val_dataset=(b,), split_dataset_ratio=0.5)
@@ -148,6 +171,15 @@ def test_rows_without_an_answer_are_for_inference(tmp_path):
         "q",
         "p",
     ]
+
+
+def test_what_is_not_used_of_a_row_is_said(tmp_path):
+    row = {"problem": "q", "solution": "s", "answer": "a", "level": 1, "type": "x"}
+    report = load(save(tmp_path / "x.jsonl", [row] * 3)).report
+    text = report.to_text()
+    assert "3 x the answer read from column solution, not from answer" in text
+    assert "columns not used: " in text and "level" in text and "type" in text
+    assert report.to_json()["datasets"][0]["unused_columns"] == {"level": 3, "type": 3}
 
 
 def test_columns_option(tmp_path):

@@ -205,3 +205,16 @@ def test_arguments_and_files_are_checked_before_torch_is_imported():
             [sys.executable, "-c", script, "infer", *words], capture_output=True, text=True, timeout=60
         )
         assert done.stdout.split(maxsplit=1)[1].strip() == "[]", done.stdout
+
+
+def test_merging_first_gives_the_adapters_answer_and_is_done_once(infer, model_dir, adapter_dir, tmp_path):
+    import shutil
+
+    checkpoint = shutil.copytree(adapter_dir, tmp_path / "checkpoint-3")
+    words = ("--adapters", checkpoint, "--merge_lora", "true", "--prompt", "Who are you?", *SHORT)
+    wanted = answer_of(model_dir, "Who are you?", adapter_dir) + "\n"
+    code, out, err = infer(*words)
+    assert (code, out) == (0, wanted), err
+    assert (tmp_path / "checkpoint-3-merged" / "config.json").is_file()
+    code, out, err = infer(*words)
+    assert (code, out) == (0, wanted) and "taking the merged model" in err

@@ -40,6 +40,8 @@ FAMILIES = {
     },
     "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512},
     "bloom": {"n_layer": 2, "n_head": 4},
+    "mamba": {"state_size": 8},  # recurrent only, its cache has another name
+    "openai-gpt": {"n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 512},  # no cache: `generate` itself
 }
 PROMPT_LENGTHS = (3, 17, 9, 40, 1, 25, 6, 33, 12, 70)
 ANSWER_LENGTHS = (20, 3, 30, 10, 25, 7, 1, 15, 40, 12)

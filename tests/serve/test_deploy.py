@@ -47,10 +47,9 @@ def test_what_cannot_work_is_said_before_anything_is_loaded(argv, word):
 
 
 def test_a_taken_port_is_an_error():
-    with listen(config("--port", "0")) as taken:
-        with pytest.raises(ResourceError, match="in use"):
-            taken.listen()
-            listen(config("--port", str(taken.getsockname()[1])))
+    with listen(config("--port", "0")) as taken, pytest.raises(ResourceError, match="in use"):
+        taken.listen()
+        listen(config("--port", str(taken.getsockname()[1])))
 
 
 def test_dry_run_says_the_name_and_hides_the_key(checkpoint, capsys):
@@ -136,6 +135,8 @@ def test_a_tiny_model_answers_as_generate_does(checkpoint):
         assert tokens == ids["input_ids"][0].tolist()
         text = client.completions.create(model=str(checkpoint), prompt="The capital", max_tokens=4, temperature=0)
         assert text.usage.completion_tokens == 4
+        with pytest.raises(openai.BadRequestError, match="out of range"):
+            client.completions.create(model="tiny", prompt=[[10**6]], max_tokens=4)
         end = time.monotonic() + 10
         while httpx.get(f"{url}/health").json()["status"] != "ok":
             assert time.monotonic() < end

@@ -62,9 +62,9 @@ def test_cutting_a_text_anywhere_changes_nothing(parts, data):
     for tools in ((), TOOLS):
         if tools and "<tool_call>" in text:
             continue  # such texts hold no valid call, which the tests' reader can't read
-        for opened in (False, True):
-            whole = joined(ReplyReader(FORM, tools, opened=opened), [text])
-            assert joined(ReplyReader(FORM, tools, opened=opened), pieces) == whole
+        for opened in ("", "<think>", "Sure: "):
+            whole = joined(ReplyReader(FORM, tools, opening=opened), [text])
+            assert joined(ReplyReader(FORM, tools, opening=opened), pieces) == whole
 
 
 @pytest.mark.parametrize("text", REPLIES)
@@ -87,7 +87,8 @@ def test_content_is_handed_on_at_once():
 
 
 def test_a_prompt_that_ends_inside_the_reasoning():
-    assert joined(ReplyReader(FORM, opened=True), ["so\n", "</th", "ink>\nyes"]) == ("so", "yes", [])
+    assert joined(ReplyReader(FORM, opening="<think>"), ["so\n", "</th", "ink>\nyes"]) == ("so", "yes", [])
+    assert joined(ReplyReader(FORM, opening="<think>"), ["\n<thi", "nk>so</think>", "yes"]) == ("so", "yes", [])
 
 
 @pytest.mark.parametrize(

@@ -166,7 +166,13 @@ def test_slow_readers_hold_nobody_up():
         body = json.dumps(chat("y" * 20, stream=True, max_tokens=6000)).encode()
         with socket.create_connection((host, int(port))) as lazy:
             lazy.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
-            head = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
+            lines = (
+                f"POST {PATH} HTTP/1.1",
+                "Host: x",
+                "Content-Type: application/json",
+                f"Content-Length: {len(body)}",
+            )
+            head = "\r\n".join((*lines, "", ""))
             lazy.sendall(head.encode() + body)
             wait_until(lambda: engine.stats().generated_tokens > 10)
             reply = httpx.post(url + PATH, json=chat("z", max_tokens=20), timeout=5)

@@ -1,7 +1,8 @@
 """A process that forks training runs and kills them with SIGKILL; started by test_kill.py, prints one JSON object.
 
 Forking from a process that has imported everything but computed nothing makes a run cost a second instead of ten.
-Usage: kill_loop.py DIRECTORY KIND SEED TIMED WRITES   (KIND lora|full; TIMED kills by the clock, WRITES kills at a file operation)
+Usage: kill_loop.py DIRECTORY KIND SEED TIMED WRITES
+KIND is lora or full; TIMED runs are killed by the clock, WRITES at a file operation.
 """
 
 from __future__ import annotations

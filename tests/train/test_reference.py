@@ -143,7 +143,7 @@ def test_evaluation_is_the_mean_over_all_label_tokens(tmp_path):
 
 
 def test_token_and_sequence_accuracy(tmp_path):
-    """A model that has learned two rows by heart: all tokens and all sequences right; with a third that it can't know, fewer."""
+    """A model that has learned two rows by heart has them all right, and fewer of those that it can't know."""
     rows = support.encoded_rows(2)
     model = tiny.model("llama")
     cfg = support.config(

@@ -111,7 +111,7 @@ def test_moe_weights_come_back_though_they_are_stored_in_another_shape(tmp_path)
 
 
 def test_early_stopping_counts_on_after_a_resumption(tmp_path):
-    """No evaluation is better than the first (the metric gets worse): the run stops after `patience` more, killed or not."""
+    """No evaluation is better than the first: the run stops after `patience` more, killed or not."""
     cfg = support.config(
         val_dataset=("x",),
         eval_steps=1,

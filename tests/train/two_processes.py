@@ -1,4 +1,4 @@
-"""One process of a training by two (gloo, CPU), started by torchrun from test_distributed.py: DIRECTORY [stop-after-step]."""
+"""One of two training processes (gloo, CPU), started by torchrun in test_distributed.py: DIRECTORY STOP_AFTER_STEP."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""Beam search, one request at a time, by transformers' own `generate`: an answer that appears as a whole."""
+"""Answers by transformers' own `generate`, one request at a time, that appear as a whole: beam search, and models whose
+rows can't be computed step by step here.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,7 @@ class _Cancelled(StoppingCriteria):
         return torch.full((input_ids.shape[0],), self._state.cancelled, device=input_ids.device)
 
 
-def beam_search(model: Any, state: GenerationState) -> None:
+def generate_whole(model: Any, state: GenerationState) -> None:
     """Generate the whole answer and hand it to the state's reader. Sampling between beams uses a random state of its
     own.
     """

@@ -1,0 +1,1 @@
+"""The doctor's checks: each function returns findings and changes nothing."""

@@ -1,0 +1,75 @@
+"""From the options of `swift sft`, a model and a machine to the plain values that the estimate takes."""
+
+from __future__ import annotations
+
+from swift.advise.machines import Machine, uses_glibc
+from swift.advise.memory import ITEM, Training, weight_bytes
+from swift.advise.model_facts import ModelFacts
+from swift.advise.rows import RowFacts
+from swift.config.commands import SftConfig
+from swift.errors import UsageError
+
+# checkpoints in these formats train as plain weights, as they are loaded for it
+DEQUANTIZED = ("fp8", "mxfp4", "compressed-tensors")
+
+
+def dtype_of(config: SftConfig, facts: ModelFacts, machine: Machine) -> tuple[str, str]:
+    """(dtype, why) of the computation."""
+    if config.model.torch_dtype:
+        return config.model.torch_dtype, "--torch_dtype"
+    if machine.dtype == "float32" and weight_bytes(facts.shape, "float32") > 0.9 * machine.memory:
+        return "bfloat16", "float32 would not fit"
+    return machine.dtype, f"at home on {machine.name}"
+
+
+def training_of(config: SftConfig, facts: ModelFacts, machine: Machine, data: RowFacts | None) -> Training:
+    """What `estimate` takes. `config` is decided (see `decide_sft`); UsageError for what can't be planned."""
+    tuner, training, quant = config.tuner, config.training, config.quantization
+    dtype, _ = dtype_of(config, facts, machine)
+    bits = weight_bits(config)
+    full = tuner.tuner_type == "full"
+    if full and bits:
+        raise UsageError("quantized weights can't be trained", where="--tuner_type full", fix="--tuner_type lora")
+    length = config.chat.max_length or 2048
+    if data is not None and data.exact:
+        length = min(length, data.longest)
+    mixed = training.bf16 or training.fp16
+    return Training(
+        dtype=dtype,
+        batch=training.per_device_train_batch_size,
+        length=length,
+        accumulation=training.gradient_accumulation_steps or 1,
+        full=full,
+        rank=tuner.lora_rank,
+        targets=tuner.target_modules,
+        modules_to_save=tuner.modules_to_save,
+        dropout=tuner.lora_dropout,
+        dora=tuner.use_dora,
+        adapter_dtype=tuner.lora_dtype or "float32",
+        trainable_share=1.0 - tuner.freeze_parameters_ratio,
+        mixed=ITEM[dtype] < 4 if mixed is None else mixed,
+        checkpointing=training.gradient_checkpointing,
+        optimizer=training.optim,
+        weight_bits=bits,
+        double_quant=quant.bnb_4bit_use_double_quant,
+        attention=config.model.attn_impl or "sdpa",
+        label_share=data.answer_share if data is not None else 1.0,
+        rows_differ=data is None or len(set(data.lengths)) > 1,
+        processes=machine.count,
+        device=machine.kind,
+        glibc=machine.kind == "cpu" and uses_glibc(),
+    )
+
+
+def weight_bits(config: SftConfig) -> int:
+    """8 or 4 when bitsandbytes quantizes while loading, else 0."""
+    quant = config.quantization
+    return quant.quant_bits or 0 if quant.quant_method == "bnb" else 0
+
+
+def stored_bytes(facts: ModelFacts, training: bool, machine: Machine) -> int | None:
+    """Bytes of weights that stay quantized as the checkpoint has them; None when they become plain ones."""
+    if facts.quantization is None:
+        return None
+    dense = facts.quantization in DEQUANTIZED and (training or machine.kind != "cuda")
+    return None if dense else facts.stored_bytes

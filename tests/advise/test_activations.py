@@ -1,0 +1,119 @@
+"""The ledger of saved tensors against what autograd really saves, seen through torch's own hooks."""
+
+import pytest
+import torch
+from peft import LoraConfig, get_peft_model
+from transformers import AutoModelForCausalLM
+
+from swift.advise.activations import Regime, expert_copies, saved_per_token
+from swift.advise.shape import shape_of
+from tests import tiny
+
+ROWS, LENGTH = 2, 160
+SIZES = dict(hidden_size=64, intermediate_size=160, num_attention_heads=4, num_key_value_heads=2, head_dim=16)
+MOE = dict(moe_intermediate_size=48, num_experts=8, num_experts_per_tok=2)
+CASES = [
+    ("llama", dict(full=True)),
+    ("llama", dict()),
+    ("llama", dict(dropout=0.1)),
+    ("llama", dict(dtype=torch.bfloat16)),
+    ("llama", dict(dtype=torch.bfloat16, mixed=True, dropout=0.1)),
+    ("llama", dict(full=True, dtype=torch.bfloat16, mixed=True)),
+    ("llama", dict(full=True, attention="eager")),
+    ("llama", dict(targets=("q_proj", "v_proj"))),
+    ("qwen2", dict(dropout=0.1)),
+    ("qwen3", dict(full=True)),
+    ("qwen3", dict(dropout=0.1)),
+    ("gemma2", dict(attention="eager")),
+    ("gemma3_text", dict(full=True, dtype=torch.bfloat16)),
+    ("mistral", dict(dtype=torch.bfloat16, mixed=True)),
+    ("qwen3_moe", dict(full=True)),
+    ("qwen3_moe", dict(targets=("q_proj", "o_proj"))),
+    ("starcoder2", dict(dropout=0.1)),
+]
+
+
+def saved_bytes(
+    family,
+    layers,
+    *,
+    full=False,
+    dropout=0.0,
+    dtype=torch.float32,
+    mixed=False,
+    targets=None,
+    attention="sdpa",
+    padded=False,
+):
+    """Bytes of the distinct storages that one forward pass saves, parameters left out."""
+    config = make_config(family, layers)
+    model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
+    if not full:
+        model = get_peft_model(
+            model,
+            LoraConfig(
+                r=8,
+                lora_dropout=dropout,
+                target_modules=list(targets) if targets else "all-linear",
+                task_type="CAUSAL_LM",
+            ),
+        )
+    model.train()
+    parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+    storages = {}
+
+    def pack(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in parameters:
+            storages[storage.data_ptr()] = storage  # kept, so that no address is used twice
+        return tensor
+
+    ids = torch.randint(3, config.vocab_size, (ROWS, LENGTH))
+    mask = torch.ones_like(ids)
+    if padded:
+        mask[1, LENGTH // 2 :] = 0
+    with (
+        torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t),
+        torch.autocast("cpu", torch.bfloat16, enabled=mixed),
+    ):
+        model(input_ids=ids, attention_mask=mask, labels=ids)
+    return sum(s.nbytes() for s in storages.values())
+
+
+def make_config(family, layers):
+    extra = dict(layer_types=["full_attention"] * layers) if family.startswith("gemma") else {}
+    return tiny.config(family, num_hidden_layers=layers, **SIZES, **extra, **(MOE if family.endswith("_moe") else {}))
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    ("family", "how"), CASES, ids=lambda v: v if isinstance(v, str) else "-".join(map(str, v.values())) or "lora"
+)
+def test_a_layer_saves_what_the_ledger_says(family, how):
+    measured = saved_bytes(family, 3, **how) - saved_bytes(family, 2, **how)
+    layer = shape_of(make_config(family, 2).to_dict()).layers[1]
+    assert estimated(layer, **how) == pytest.approx(measured, rel=0.02)
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_padding_costs_a_mask_per_layer_and_repeated_keys():
+    measured = saved_bytes("llama", 3, padded=True) - saved_bytes("llama", 2, padded=True)
+    layer = shape_of(make_config("llama", 2).to_dict()).layers[1]
+    assert estimated(layer, padded=True) == pytest.approx(measured, rel=0.03)
+
+
+def estimated(
+    layer, *, full=False, dropout=0.0, dtype=torch.float32, mixed=False, targets=None, attention="sdpa", padded=False
+):
+    names = targets or [x.name for x in layer.linears if not x.router]
+    regime = Regime(
+        item=dtype.itemsize,
+        mixed=mixed,
+        full=full,
+        rank=8,
+        targets=frozenset(names),
+        dropout=dropout > 0,
+        eager=attention == "eager",
+        padded=padded,
+    )
+    return ROWS * LENGTH * saved_per_token(layer, 64, regime, LENGTH) + expert_copies(layer, regime)
