@@ -65,20 +65,18 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 class Stopwatch:
-    """Seconds of training, over all sittings of a run, and the pace of this one; pauses (evaluation, saving) don't
-    count towards the pace."""
+    """Seconds of training, over all sittings of a run, and the pace of this one, which began after `first_step` steps."""
 
-    def __init__(self, earlier_seconds: float = 0.0):
-        self.earlier = earlier_seconds
+    def __init__(self, earlier_seconds: float = 0.0, first_step: int = 0):
+        self.earlier, self.first_step = earlier_seconds, first_step
         self.start = self.mark = time.monotonic()
-        self.paused = self.paused_in_window = 0.0
-        self.steps = 0
+        self.paused_in_window = 0.0
 
     def elapsed(self) -> float:
         return self.earlier + time.monotonic() - self.start
 
     def pause(self, seconds: float) -> None:
-        self.paused += seconds
+        """Evaluation or saving took these seconds: they don't count towards the window's tokens per second."""
         self.paused_in_window += seconds
 
     def window(self) -> float:
@@ -88,7 +86,7 @@ class Stopwatch:
         self.mark, self.paused_in_window = now, 0.0
         return seconds
 
-    def eta(self, steps_left: int) -> float:
-        """Seconds to go, by the mean pace of this sitting."""
-        busy = time.monotonic() - self.start
-        return steps_left * busy / max(self.steps, 1)
+    def eta(self, step: int, last_step: int) -> float:
+        """Seconds from `step` to `last_step`, by the mean pace of this sitting (pauses included: there will be more)."""
+        done = max(step - self.first_step, 1)
+        return (last_step - step) * (time.monotonic() - self.start) / done

@@ -280,14 +280,13 @@ class SftTrainer(Trainer):
         """Add where the run is to a record, keep it in the state and hand it to whoever shows it."""
         if "train_runtime" in logs:
             return  # transformers' closing record; the run's summary says it better
-        left = self.state.max_steps - self.state.global_step
         record = {
             **logs,
             "epoch": round(self.state.epoch or 0.0, 6),
             "step": self.state.global_step,
             "max_steps": self.state.max_steps,
             "elapsed_seconds": round(self.watch.elapsed(), 3),
-            "eta_seconds": round(self.watch.eta(left), 3),
+            "eta_seconds": round(self.watch.eta(self.state.global_step, self.state.max_steps), 3),
         }
         self.state.log_history.append(record)
         self.control = self.callback_handler.on_log(self.args, self.state, self.control, record)
@@ -410,7 +409,7 @@ class SftTrainer(Trainer):
             if self.resume_only_model:  # another course may have another best
                 self.state.best_metric = self.state.best_global_step = self.state.best_model_checkpoint = None
             self._restore_progress(Path(resume_from_checkpoint))
-        self.watch = metrics.Stopwatch(self.watch.earlier)
+        self.watch = metrics.Stopwatch(self.watch.earlier, self.state.global_step)
         return found
 
     def _restore_progress(self, checkpoint: Path) -> None:
