@@ -65,7 +65,7 @@ def peak_memory_gib(device: torch.device) -> float:
 
 
 class Stopwatch:
-    """Seconds of training, over all sittings of a run, and the pace of this one, which began after `first_step` steps."""
+    """Seconds of training, over all sittings of a run, and the pace of this one, begun after `first_step` steps."""
 
     def __init__(self, earlier_seconds: float = 0.0, first_step: int = 0):
         self.earlier, self.first_step = earlier_seconds, first_step
@@ -87,6 +87,6 @@ class Stopwatch:
         return seconds
 
     def eta(self, step: int, last_step: int) -> float:
-        """Seconds from `step` to `last_step`, by the mean pace of this sitting (pauses included: there will be more)."""
+        """Seconds from `step` to `last_step`, by the mean pace of this sitting, pauses included."""
         done = max(step - self.first_step, 1)
         return (last_step - step) * (time.monotonic() - self.start) / done
