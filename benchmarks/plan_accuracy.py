@@ -149,7 +149,7 @@ def status(field: str) -> int:
 def run_child(spec: dict, stock_malloc: bool) -> dict:
     env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
     if not stock_malloc:
-        # The allocator keeps freed blocks below a threshold that grows by itself; fixed, what is freed goes back at once.
+        # The allocator keeps freed blocks below a threshold that grows by itself; fixed, it gives them back at once.
         env["MALLOC_MMAP_THRESHOLD_"] = "65536"
     done = subprocess.run(
         [sys.executable, __file__, "--child", json.dumps(spec)], capture_output=True, text=True, env=env

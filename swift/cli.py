@@ -1,4 +1,4 @@
-"""The `swift` command: finds the command, answers --help and --version, parses, starts torchrun when asked, shows errors.
+"""The `swift` command: finds the command, answers --help and --version, parses, starts torchrun, shows errors.
 
 Imports nothing heavy before the arguments are known to be right. This is the only place that writes the environment.
 """

@@ -137,7 +137,7 @@ def commit_dir(staging: Path, final: Path, **facts: Any) -> None:
 
 
 def create_run_dir(output_dir: Path, add_version: bool = True, now: float | None = None) -> Path:
-    """`output_dir/vN-YYYYMMDD-HHMMSS`, N one above the highest there (0 at first); `output_dir` itself without version."""
+    """`output_dir/vN-YYYYMMDD-HHMMSS`, N one above the highest there (from 0); `output_dir` itself without version."""
     ensure_writable_dir(output_dir)
     if not add_version:
         return output_dir

@@ -28,7 +28,7 @@ from swift.advise.shape import shape_of
 CPU_FRAMEWORK = 550_000_000
 GPU_CONTEXT = 600_000_000
 GPU_SLACK = 0.05  # of activations: blocks that torch's allocator can't reuse
-# On the CPU glibc keeps freed blocks below 32 MiB, and aligned ones it can hardly use again: shares, measured with glibc
+# On the CPU glibc keeps freed blocks below 32 MiB, and aligned ones it can hardly reuse: shares, measured with glibc
 # 2.36, of what all layers save (checkpointed or not) that come on top with LoRA and with full training
 HEAP_BLOCK = 32 << 20
 HEAP_LORA, HEAP_FULL = 0.75, 0.35

@@ -222,7 +222,8 @@ def list_models(config: Any) -> int:
     listing = config.listing
     width = None if listing.json else _terminal_width()
     query = " ".join(listing.query) or None
-    print(models_table(query, listing.family, listing.modality, listing.size, as_json=listing.json, width=width), end="")
+    table = models_table(query, listing.family, listing.modality, listing.size, as_json=listing.json, width=width)
+    print(table, end="")
     return 0
 
 

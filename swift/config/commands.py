@@ -1,4 +1,4 @@
-"""One config per command, composed of sections. A config is a frozen value that also knows where each of its values came from."""
+"""One config per command, composed of sections. A config is frozen and knows where each of its values came from."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class CommonOptions:
 
 @dataclass(frozen=True)
 class Config:
-    """Sections as attributes (`config.model.model`); `origins` names the source of every value that isn't a plain default."""
+    """Sections as attributes (`config.model.model`); `origins` names the source of each value that isn't a default."""
 
     origins: Mapping[str, Origin] = field(default_factory=dict, repr=False, compare=False)
 

@@ -1,6 +1,6 @@
 """Options as dataclass fields: name, type, default, choices and aliases in one place, and what a section's options are.
 
-A section is a frozen dataclass whose fields are made by `option(...)`. The field's name is the flag's name, its annotation
+A section is a frozen dataclass of fields made by `option(...)`. The field's name is the flag's name, its annotation
 the type, its line of help stands in i18n/<language>.toml under [options]. Knows nothing of argv.
 """
 

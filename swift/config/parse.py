@@ -35,7 +35,7 @@ class Parsed:
 
 
 def parse(config_class: type[C], argv: list[str], positional: str | None = None) -> Parsed:
-    """Parse `argv` (without the command's name). `positional` names the option that words before the first option are for."""
+    """Parse `argv` (without the command). `positional` names the option that words before the first option are for."""
     words, options = _split(argv)
     file_values: dict[str, Any] = {}
     env: dict[str, str] = {}

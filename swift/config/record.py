@@ -1,4 +1,4 @@
-"""A resolved config as a record: the text of --dry_run, the args.json of a run, and what a later command takes over from it."""
+"""A resolved config as a record: the text of --dry_run, the args.json of a run, what a later command takes over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The commands: name -> where their config class and their main function stand, as strings, so that nothing is imported early."""
+"""The commands: name -> where their config class and main function stand, as strings: nothing is imported early."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ class Command:
 
 
 COMMANDS: dict[str, Command] = {
-    "list-models": Command("swift.config.commands:ListModelsConfig", "swift.catalog.listing:list_models", positional="query"),
+    "list-models": Command(
+        "swift.config.commands:ListModelsConfig", "swift.catalog.listing:list_models", positional="query"
+    ),
     "list-datasets": Command(
         "swift.config.commands:ListDatasetsConfig", "swift.catalog.listing:list_datasets", positional="query"
     ),

@@ -1,6 +1,6 @@
 """Every string of --help and of the web UI, in English and Chinese: `text("options.model")`.
 
-The language is SWIFT_LANG or SWIFT_UI_LANG (en, zh), else that of the locale, else English. Both files have the same keys.
+The language is SWIFT_LANG or SWIFT_UI_LANG (en, zh), else the locale's, else English. Both files have the same keys.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def strings(lang: str) -> dict[str, Any]:
 
 
 def text(key: str, lang: str | None = None, /, **values: Any) -> str:
-    """The string of "section.name", with {placeholders} filled. A missing key is a KeyError: a test compares the files."""
+    """The string of "section.name", with {placeholders} filled. A missing key is a KeyError."""
     section, _, name = key.partition(".")
     found = strings(lang or language())[section][name]
     return found.format(**values) if values else found

@@ -124,7 +124,8 @@ def test_fine_tuning_the_large_model_in_8_bit(run, workplace):
         "--lora_rank 8 --lora_alpha 32 --learning_rate 1e-4 --warmup_ratio 0.05",
         "--lora_rank 16 --lora_alpha 64 --learning_rate 5e-5 --warmup_ratio 0.1",
         "--dataloader_num_workers 4 --torch_dtype bfloat16",
-        "--logging_dir ./logs --report_to tensorboard --save_steps 100 --eval_steps 100 --save_total_limit 3 --logging_steps 10",
+        "--logging_dir ./logs --report_to tensorboard --save_steps 100 --eval_steps 100 --save_total_limit 3 "
+        "--logging_steps 10",
     ],
 )
 def test_best_practice_options(run, options):

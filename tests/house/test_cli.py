@@ -93,7 +93,8 @@ def test_several_processes_are_started_through_torchrun_and_only_once():
     env = {"NPROC_PER_NODE": "2", "MASTER_PORT": "29501"}
     command = torchrun_command(["sft", "--model", "m"], env)
     assert command[1:] == [
-        "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29501", "-m", "swift", "sft", "--model", "m",
+        "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29501", "-m", "swift", "sft",
+        "--model", "m",
     ]  # fmt: skip
     assert torchrun_command(["sft"], {}) is None
     assert torchrun_command(["sft"], env | {"LOCAL_RANK": "0"}) is None

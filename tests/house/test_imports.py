@@ -1,4 +1,4 @@
-"""The import rule of the architecture: a room imports only from rooms to its left, and some never import heavy libraries early."""
+"""The import rule of the architecture: a room imports only from its left, and some never import heavy ones early."""
 
 import ast
 from pathlib import Path
