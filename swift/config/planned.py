@@ -43,7 +43,8 @@ TOPICS: dict[str, str] = {
     "sglang_context_length sglang_disable_cuda_graph sglang_quantization sglang_kv_cache_dtype "
     "sglang_enable_dp_attention sglang_disable_custom_all_reduce sglang_speculative_algorithm "
     "sglang_speculative_num_steps sglang_speculative_eagle_topk sglang_speculative_num_draft_tokens "
-    "sglang_enable_ep_moe lmdeploy_tp lmdeploy_session_len lmdeploy_cache_max_entry_count lmdeploy_quant_policy lmdeploy_vision_batch_size "
+    "sglang_enable_ep_moe lmdeploy_tp lmdeploy_session_len lmdeploy_cache_max_entry_count lmdeploy_quant_policy "
+    "lmdeploy_vision_batch_size "
     "tensor_parallel_size gpu_memory_utilization engine_python base_url structured_outputs_regex "
     "presence_penalty frequency_penalty",
     "quantize": "quant_n_samples quant_batch_size group_size max_ppl_increase to_ollama to_mcore to_hf mcore_model "

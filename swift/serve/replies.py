@@ -108,9 +108,11 @@ class ReplyReader:
         return []
 
     def _reasoning_start(self, final: bool) -> list[Piece]:
-        """Line ends after the opening text aren't part of the reasoning, nor is its repetition by the model."""
+        """Line ends after the opening text aren't part of the reasoning, nor are its repetitions by the model."""
         opener = self._form.reasoning[0]  # type: ignore[index]
-        self._held = self._held.lstrip().removeprefix(opener).lstrip()
+        self._held = self._held.lstrip()
+        while self._held.startswith(opener):
+            self._held = self._held[len(opener) :].lstrip()
         if final or not opener.startswith(self._held):
             self._state = self._reasoning
         return []
