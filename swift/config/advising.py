@@ -1,4 +1,4 @@
-"""Sections of the commands that advise: what to check, and what machine and load to plan for."""
+"""Sections of the commands that advise: what to check, what to plan for, and which environments to make."""
 
 from __future__ import annotations
 
@@ -27,4 +27,14 @@ class PlanOptions:
     row_tokens: int | None = option(low=1)
     context: int | None = option(low=8)
     max_batch_size: int = option(8, low=1)
+    json: bool = option(False)
+
+
+@dataclass(frozen=True)
+class EnvOptions:
+    action: tuple[str, ...] = option(())
+    python: str | None = option()
+    env_dir: str | None = option()
+    device: str | None = option(choices=("cpu", "cuda"))
+    force: bool = option(False)
     json: bool = option(False)

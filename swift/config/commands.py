@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from swift.config.advising import DoctorOptions, PlanOptions
+from swift.config.advising import DoctorOptions, EnvOptions, PlanOptions
 from swift.config.chat import ChatOptions
 from swift.config.data import DataOptions
 from swift.config.export import ExportOptions
@@ -159,3 +159,9 @@ class PlanConfig(SftConfig):
     """A command line of `swift sft` as it stands, and what to plan it for."""
 
     planning: PlanOptions = PlanOptions()
+
+
+@dataclass(frozen=True)
+class EnvConfig(Config):
+    env: EnvOptions = EnvOptions()
+    common: CommonOptions = CommonOptions()

@@ -43,6 +43,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "doctor": Command("swift.config.commands:DoctorConfig", "swift.advise.doctor:main", positional="model"),
     "plan": Command("swift.config.commands:PlanConfig", "swift.advise.plan:main"),
+    "env": Command("swift.config.commands:EnvConfig", "swift.advise.env:main", positional="action"),
     "deploy": Command("swift.config.commands:DeployConfig", "swift.serve.deploy:main"),
     "eval": Command(),
     "web-ui": Command(),

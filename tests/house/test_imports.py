@@ -7,7 +7,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2] / "swift"
 LAYERS = [
-    {"errors", "i18n", "runs", "say"},
+    {"errors", "i18n", "runs", "say", "children", "environments"},
     {"config", "catalog"},
     {"hub", "compat"},
     {"chat", "models"},
@@ -30,7 +30,7 @@ HEAVY = {
     "pyarrow",
     "rich",
 }
-LIGHT_ROOMS = {"cli", "config", "catalog", "hub", "errors", "runs", "i18n", "say", "launch"}
+LIGHT_ROOMS = {"cli", "config", "catalog", "hub", "errors", "runs", "i18n", "say", "children", "environments", "launch"}
 FILES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
 
 
