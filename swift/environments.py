@@ -72,5 +72,5 @@ def python_for(name: str, given: str | None = None, *, option: str = "--engine_p
         path = path / "bin" / "python"
     program = shutil.which(str(path))
     if program is None:
-        raise UsageError("no such Python", where=f"{option} {given}", fix="name a Python, or an environment's directory")
+        raise UsageError("no such Python", where=f"{option} {given}", fix="a Python, or an environment's directory")
     return Path(program).absolute()

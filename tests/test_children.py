@@ -38,7 +38,8 @@ def wait_until(condition, seconds=10.0):
 
 def test_output_and_exit_code(tmp_path):
     log = tmp_path / "logs" / "child.log"
-    child = Child([sys.executable, "-c", "import os; print(os.environ['ASKED']); raise SystemExit(3)"], log, {"ASKED": "yes"})
+    script = "import os; print(os.environ['ASKED']); raise SystemExit(3)"
+    child = Child([sys.executable, "-c", script], log, {"ASKED": "yes"})
     assert child.wait(10) == 3
     assert child.output() == "yes\n"
     again = Child([sys.executable, "-c", "print('second')"], log)

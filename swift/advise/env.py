@@ -87,9 +87,7 @@ def recipe(name: str, device: str) -> Recipe:
         fix = f"--device cuda builds it for a machine with an NVIDIA GPU; here: swift env create vllm, or {name} elsewhere"
         raise UsageError(made["absent"], where=f"swift env create {name}", fix=f"{fix} and --infer_backend http")
     install = tuple(tuple(step) for step in made["install"])
-    return Recipe(
-        name, device, entry["module"], tuple(made["pythons"]), made["gigabytes"], install, made.get("tested")
-    )
+    return Recipe(name, device, entry["module"], tuple(made["pythons"]), made["gigabytes"], install, made.get("tested"))
 
 
 def device_here() -> str:
@@ -300,7 +298,9 @@ def _state(name: str, env: Environment | None, place: Path) -> str:
         if (place / name).exists():
             return f"unfinished: swift env create {name} starts again, swift env remove {name} clears it away"
         return f"not made: swift env create {name}"
-    tool = next((v for k, v in env.record["packages"].items() if k.lower().replace("_", "-") in (name, f"{name}-cpu")), "")
+    tool = next(
+        (v for k, v in env.record["packages"].items() if k.lower().replace("_", "-") in (name, f"{name}-cpu")), ""
+    )
     return f"{tool} for {env.record['device']}, Python {env.record['python']}, {env.path}"
 
 

@@ -89,8 +89,10 @@ def test_what_is_not_an_environment_is_not_removed(place):
 
 def test_two_creations_do_not_meet(place):
     place.mkdir()
-    with env.exclusively(place, "vllm"), pytest.raises(ResourceError, match="another process"), env.exclusively(
-        place, "vllm"
+    with (
+        env.exclusively(place, "vllm"),
+        pytest.raises(ResourceError, match="another process"),
+        env.exclusively(place, "vllm"),
     ):
         pass
 
