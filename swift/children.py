@@ -7,6 +7,7 @@ holds one end of a pipe whose other end only we have. Knows nothing of what the 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -126,10 +127,8 @@ def _end_group(child: subprocess.Popen[bytes], grace: float) -> None:
 
 
 def _signal_group(group: int, number: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):  # all of it may have ended
         os.killpg(group, number)
-    except ProcessLookupError:
-        pass  # all of it has ended
 
 
 if __name__ == "__main__":

@@ -84,8 +84,8 @@ def recipe(name: str, device: str) -> Recipe:
     entry = known[name]
     made = entry.get(device) or entry["cpu"]  # a tool that only asks a server is the same everywhere
     if "absent" in made:
-        fix = f"--device cuda builds it for a machine with an NVIDIA GPU; here: swift env create vllm, or {name} elsewhere"
-        raise UsageError(made["absent"], where=f"swift env create {name}", fix=f"{fix} and --infer_backend http")
+        fix = f"--device cuda builds it for a machine with a GPU; {name} on another machine: --infer_backend http"
+        raise UsageError(made["absent"], where=f"swift env create {name}", fix=fix)
     install = tuple(tuple(step) for step in made["install"])
     return Recipe(name, device, entry["module"], tuple(made["pythons"]), made["gigabytes"], install, made.get("tested"))
 
