@@ -14,6 +14,7 @@ import torch
 from transformers import DynamicCache
 
 from swift.engines import cache as rows_cache
+from swift.engines.sampling import scored
 from swift.engines.sequence import GenerationState
 
 # Models without `position_ids` that find each token's place from the attention mask, so that padding doesn't shift it.
@@ -46,11 +47,13 @@ class CausalModel:
     def new_cache(self) -> DynamicCache:
         return DynamicCache(config=self.model.config)
 
-    def logits(self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache, first: bool) -> torch.Tensor:
-        """ids: int64 [rows, new columns]; mask: int64 [rows, all columns]. Returns [rows, vocabulary] of the last
-        column.
+    def logits(
+        self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache, first: bool, every: bool = False
+    ) -> torch.Tensor:
+        """ids: int64 [rows, new columns]; mask: int64 [rows, all columns]. Returns [rows, columns, vocabulary]: of the
+        last column, or with `every` of all new ones.
         """
-        inputs: dict[str, Any] = dict(self._extra)
+        inputs: dict[str, Any] = {} if every else dict(self._extra)
         if self._takes_positions:
             positions = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)
             inputs["position_ids"] = positions[:, -ids.shape[1] :]
@@ -62,7 +65,7 @@ class CausalModel:
             is_first_iteration=first,
             **inputs,
         )
-        return self.model(**prepared, return_dict=True).logits[:, -1]
+        return self.model(**prepared, return_dict=True).logits[:, slice(None) if every else slice(-1, None)]
 
 
 class Batch:
@@ -89,14 +92,28 @@ class Batch:
         """Compute the next chunk of the prompts: the logits [rows, vocabulary] once it was the last, else None."""
         start, stop = self.columns, min(self.columns + self._chunk, self._ids.shape[1])
         self.mask = self._full_mask[:, :stop]
-        logits = self.model.logits(self._ids[:, start:stop], self.mask, self.cache, first=start == 0)
-        return logits if stop == self._ids.shape[1] else None
+        scored_rows = [state for state in self.states if state.prompt_logprobs is not None]
+        logits = self.model.logits(
+            self._ids[:, start:stop], self.mask, self.cache, first=start == 0, every=bool(scored_rows)
+        )
+        for state in scored_rows:
+            self._score(state, logits[self.states.index(state)], start)
+        return logits[:, -1] if stop == self._ids.shape[1] else None
+
+    def _score(self, state: GenerationState, logits: torch.Tensor, start: int) -> None:
+        """Note what the model thinks of a row's prompt. logits: [columns from `start` on, vocabulary]."""
+        padding = self._ids.shape[1] - len(state.ids)
+        first = max(start - padding, 0)  # the place in the row's ids of the first column here that is its own
+        logits = logits[max(padding - start, 0) :]
+        wanted = state.ids[first + 1 : min(first + 1 + logits.shape[0], state.prompt_length)]
+        if wanted:
+            state.prompt_scores += scored(logits[: len(wanted)], wanted, state.prompt_logprobs or 0)
 
     def step(self) -> torch.Tensor:
         """Compute every row's last id: logits [rows, vocabulary]."""
         ids = torch.tensor([[state.ids[-1]] for state in self.states], device=self.model.device)
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.states), 1)], dim=1)
-        return self.model.logits(ids, self.mask, self.cache, first=False)
+        return self.model.logits(ids, self.mask, self.cache, first=False)[:, -1]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all other rows, and the columns that only they used."""

@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from swift.engines.detokenize import StopSearch
@@ -34,10 +35,12 @@ class FakeEngine:
     """`answer(messages)` makes the text. Requests are answered in the thread that submits them."""
 
     name = "fake"
-    capabilities = Capabilities(max_concurrency=8)
 
     def __init__(self, answer: Callable[[list[dict[str, Any]]], str] = echo):
         self._answer = answer
+        self.capabilities = Capabilities(
+            max_concurrency=8, unsupported=frozenset({"prompt_logprobs", "grammar"}), loads_adapters=True
+        )
         self._stats = EngineStats()
         self._lock = threading.Lock()
         self._waiting: dict[str, GenerationStream[Delta]] = {}
@@ -49,6 +52,12 @@ class FakeEngine:
             messages = [{"role": "user", "content": "".join(map(chr, request.prompt_ids))}]
         text = self._answer(messages)
         prompt_tokens = sum(len(str(m.get("content"))) for m in messages)
+        try:
+            self.capabilities.check(request)
+        except RequestError as error:
+            self._count(failed=1)
+            deltas.fail(error)
+            return deltas
         if not messages:
             self._count(failed=1)
             deltas.fail(RequestError("a request has either messages or prompt_ids"))
@@ -78,6 +87,17 @@ class FakeEngine:
         with self._lock:
             self._stats = replace(self._stats, **{name: getattr(self._stats, name) + n for name, n in more.items()})
 
+    def load_adapter(self, name: str, path: Path) -> None:
+        with self._lock:
+            self.capabilities = replace(self.capabilities, adapters=(*self.capabilities.adapters, name))
+
+    def unload_adapter(self, name: str) -> None:
+        with self._lock:
+            if name not in self.capabilities.adapters:
+                raise RequestError(f"no adapter named {name!r} is loaded", param="adapter")
+            left = tuple(other for other in self.capabilities.adapters if other != name)
+            self.capabilities = replace(self.capabilities, adapters=left)
+
     def stats(self) -> EngineStats:
         with self._lock:
             return replace(self._stats, running=len(self._waiting))
@@ -98,7 +118,8 @@ def _deltas(text: str, prompt_tokens: int, request: GenerationRequest) -> Iterat
             shown += stops.flush()
         reason = ("stop" if stops.found is not None or number == len(text) else "length") if last else None
         logprobs = (TokenLogprob(ord(char), char, 0.0),) if sampling.logprobs else ()
-        yield Delta(shown, (ord(char),), logprobs, reason, Usage(prompt_tokens, number) if last else None)
+        usage = Usage(prompt_tokens, number) if last else None
+        yield Delta(shown, (ord(char),), logprobs, reason, usage, stops.found)
         if last:
             return
     yield Delta(finish_reason="stop", usage=Usage(prompt_tokens, 0))

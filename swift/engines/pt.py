@@ -7,16 +7,38 @@ is repeatable; a request that fails, fails alone. Knows nothing of files or the 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future
+from pathlib import Path
+from typing import Any, TypeVar
 
 from swift.engines.batch import CausalModel
-from swift.engines.protocol import Capabilities, Delta, EngineStats, GenerationRequest, RequestError
-from swift.engines.sampling import Sampler, SamplingRule
+from swift.engines.protocol import (
+    Capabilities,
+    Delta,
+    EngineStats,
+    GenerationRequest,
+    PromptTooLong,
+    RequestError,
+    Sampling,
+)
+from swift.engines.sampling import MOST_LOGPROBS, Sampler, SamplingRule
 from swift.engines.scheduler import Scheduler
 from swift.engines.sequence import GenerationState
 from swift.engines.stream import GenerationStream
 
+T = TypeVar("T")
+
+# Fields of Sampling that `generate`'s beam search doesn't know as this engine does.
+BEAMLESS = (
+    "logprobs",
+    "prompt_logprobs",
+    "presence_penalty",
+    "frequency_penalty",
+    "logit_bias",
+    "min_new_tokens",
+    "grammar",
+)
 # Where neither the request, the model's settings nor its context length say how long an answer may be.
 UNBOUNDED_NEW_TOKENS = 2048
 PREFILL_CHUNK = 512  # prompt tokens computed between two steps of the others
@@ -53,7 +75,8 @@ class PtEngine:
         own_context = model.config.get_text_config().to_dict().get("max_position_embeddings")
         self._context = context_length or own_context
         self._prompt_limit, self._truncation = prompt_limit, truncation
-        self.capabilities = Capabilities(self._context, max_batch_size, beams=True)
+        self._vocabulary = model.get_input_embeddings().weight.shape[0]
+        self.capabilities = Capabilities(self._context, max_batch_size)
         self._tokenizer_lock = threading.Lock()
         self._scheduler = Scheduler(CausalModel(model), max_batch_size, self._tokenizer_lock, PREFILL_CHUNK)
 
@@ -70,23 +93,40 @@ class PtEngine:
 
     def _prepare(self, request: GenerationRequest, deltas: GenerationStream[Delta]) -> GenerationState:
         sampling = request.sampling
-        if request.adapter is not None and request.adapter not in self.capabilities.adapters:
-            raise RequestError(f"no adapter named {request.adapter!r} is loaded")
-        if sampling.num_beams > 1 and sampling.logprobs:
-            raise RequestError("logprobs are not given with beam search", fix="num_beams 1")
+        self.capabilities.check(request)
+        self._check(sampling)
         rule = SamplingRule.of(sampling, self._generation_config)
         prompt_ids = self._prompt_ids(request)
+        end_ids = self._end_ids | frozenset(sampling.stop_token_ids)
         return GenerationState(
             prompt_ids,
-            Sampler(rule, sampling.seed, prompt_ids),
+            Sampler(rule, sampling.seed, prompt_ids, end_ids),
             deltas,
             self._tokenizer,
-            limit=self._limit(sampling.max_new_tokens, len(prompt_ids)),
-            end_ids=self._end_ids | frozenset(sampling.stop_token_ids),
+            limit=self._limit(sampling, len(prompt_ids)),
+            end_ids=end_ids,
             hidden_ids=self._hidden_ids,
             stops=sampling.stop,
             num_beams=sampling.num_beams,
+            prompt_logprobs=sampling.prompt_logprobs,
         )
+
+    def _check(self, sampling: Sampling) -> None:
+        """What sampling rules can't know: tokens that don't exist, what doesn't go together."""
+        for name in ("logit_bias", "stop_token_ids"):
+            for token_id in getattr(sampling, name):
+                if not 0 <= token_id < self._vocabulary:
+                    raise RequestError(
+                        f"{name} has the token id {token_id}, the model's vocabulary {self._vocabulary} tokens",
+                        param=name,
+                    )
+        asked = sampling.prompt_logprobs
+        if asked is not None and not 0 <= asked <= MOST_LOGPROBS:
+            raise RequestError(f"prompt_logprobs must be between 0 and {MOST_LOGPROBS}", param="prompt_logprobs")
+        if sampling.num_beams > 1:
+            for name in BEAMLESS:
+                if getattr(sampling, name) != getattr(Sampling(), name):
+                    raise RequestError(f"{name} can't be had with beam search", fix="num_beams 1", param=name)
 
     def _prompt_ids(self, request: GenerationRequest) -> list[int]:
         if (request.prompt_ids is None) == (request.messages is None):
@@ -99,7 +139,13 @@ class PtEngine:
             with self._tokenizer_lock:
                 ids = list(self._encoder.prompt(request.messages, request.tools))
         if not ids:
-            raise RequestError("the prompt is empty")
+            raise RequestError("the prompt is empty", param="prompt")
+        if not 0 <= min(ids) <= max(ids) < self._vocabulary:
+            wrong = next(i for i in ids if not 0 <= i < self._vocabulary)
+            raise RequestError(
+                f"the prompt has the token id {wrong}, the model's vocabulary {self._vocabulary} tokens",
+                param="prompt_ids",
+            )
         return self._cut(ids)
 
     def _cut(self, ids: list[int]) -> list[int]:
@@ -110,23 +156,43 @@ class PtEngine:
             return ids[-limit:]
         if self._truncation == "right":
             return ids[:limit]
-        raise RequestError(
-            f"the prompt has {len(ids)} tokens, --max_length allows {limit}", fix="--truncation_strategy left cuts it"
+        raise PromptTooLong(
+            f"the prompt has {len(ids)} tokens, --max_length allows {limit}",
+            tokens=len(ids),
+            limit=limit,
+            fix="--truncation_strategy left cuts it",
         )
 
-    def _limit(self, asked: int | None, prompt_length: int) -> int:
-        if asked is not None and asked < 1:
-            raise RequestError(f"max_new_tokens must be at least 1, not {asked}")
-        wanted = asked or self._generation_config.max_new_tokens
+    def _limit(self, sampling: Sampling, prompt_length: int) -> int:
+        """How many tokens the answer may have."""
+        asked = sampling.max_new_tokens
+        least = 1 if sampling.prompt_logprobs is None else 0
+        if asked is not None and asked < least:
+            raise RequestError(f"max_new_tokens must be at least {least}, not {asked}", param="max_new_tokens")
+        wanted = self._generation_config.max_new_tokens if asked is None else asked
         if self._context is None:
-            return wanted or UNBOUNDED_NEW_TOKENS
+            return UNBOUNDED_NEW_TOKENS if wanted is None else wanted
         room = self._context - prompt_length
-        if room < 1:
-            raise RequestError(
+        if room < least:
+            raise PromptTooLong(
                 f"the prompt has {prompt_length} tokens and the context length is {self._context}",
+                tokens=prompt_length,
+                limit=self._context - least,
                 fix="a shorter conversation, or a larger --max_model_len if the model can",
             )
-        return min(wanted or room, room)
+        return room if wanted is None else min(wanted, room)
+
+    def in_model_thread(self, work: Callable[[Any], T]) -> Future[T]:
+        """Call `work(model)` between two steps of the running requests, in the thread that owns the model, without
+        gradients. Requests wait while it works: divide long work into several calls.
+        """
+        return self._scheduler.call(work)
+
+    def load_adapter(self, name: str, path: Path) -> None:
+        raise RequestError("this engine loads no adapters while it runs", param="adapter")
+
+    def unload_adapter(self, name: str) -> None:
+        raise RequestError(f"no adapter named {name!r} is loaded", param="adapter")
 
     def stats(self) -> EngineStats:
         return self._scheduler.stats()

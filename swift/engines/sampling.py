@@ -1,4 +1,4 @@
-"""Choosing the next token from logits: greedy, or drawn after penalty, temperature, top-k, top-p and min-p.
+"""Choosing the next token from logits: greedy, or drawn after penalties, bias, temperature, top-k, top-p and min-p.
 
 Promises: each row is treated by its own settings and its own random numbers, so a choice doesn't depend on what else
 is in the batch; the order and meaning of the filters are those of transformers' `generate`. Knows nothing of text.
@@ -6,14 +6,16 @@ is in the batch; the order and meaning of the filters are those of transformers'
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
 from swift.engines.protocol import RequestError, Sampling
 
+MOST_LOGPROBS = 20  # alternatives per token, as in the OpenAI API
 TINY = torch.finfo(torch.float32).tiny
 NUCLEUS_FIRST_TRY = 1024  # a sort of the whole vocabulary is only needed when this many tokens don't hold top_p
 
@@ -36,6 +38,10 @@ class SamplingRule:
     top_p: float = 1.0
     min_p: float = 0.0
     repetition_penalty: float = 1.0
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
+    min_new_tokens: int = 0
     logprobs: bool = False
     top_logprobs: int = 0
 
@@ -60,6 +66,10 @@ class SamplingRule:
             top_p=_first(sampling.top_p, model.top_p, 1.0),
             min_p=_first(sampling.min_p, model.min_p, 0.0),
             repetition_penalty=_first(sampling.repetition_penalty, model.repetition_penalty, 1.0),
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            logit_bias=sampling.logit_bias,
+            min_new_tokens=sampling.min_new_tokens,
             logprobs=sampling.logprobs,
             top_logprobs=sampling.top_logprobs,
         )
@@ -67,16 +77,21 @@ class SamplingRule:
         return rule
 
     def check(self) -> None:
-        if not self.temperature >= 0:
-            raise RequestError(f"temperature must be 0 (greedy) or more, not {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise RequestError(f"top_p must be above 0 and at most 1, not {self.top_p}")
-        if not 0 <= self.min_p <= 1:
-            raise RequestError(f"min_p must be between 0 and 1, not {self.min_p}")
-        if not self.repetition_penalty > 0:
-            raise RequestError(f"repetition_penalty must be above 0, not {self.repetition_penalty}")
-        if not 0 <= self.top_logprobs <= 20:
-            raise RequestError(f"top_logprobs must be between 0 and 20, not {self.top_logprobs}")
+        bounds = {
+            "temperature": (self.temperature >= 0, "0 (greedy) or more"),
+            "top_p": (0 < self.top_p <= 1, "above 0 and at most 1"),
+            "min_p": (0 <= self.min_p <= 1, "between 0 and 1"),
+            "repetition_penalty": (self.repetition_penalty > 0, "above 0"),
+            "presence_penalty": (-2 <= self.presence_penalty <= 2, "between -2 and 2"),
+            "frequency_penalty": (-2 <= self.frequency_penalty <= 2, "between -2 and 2"),
+            "min_new_tokens": (self.min_new_tokens >= 0, "0 or more"),
+            "top_logprobs": (0 <= self.top_logprobs <= MOST_LOGPROBS, f"between 0 and {MOST_LOGPROBS}"),
+        }
+        for name, (fine, wanted) in bounds.items():
+            if not fine:
+                raise RequestError(f"{name} must be {wanted}, not {getattr(self, name)}", param=name)
+        if any(not -100 <= bias <= 100 for bias in self.logit_bias.values()):
+            raise RequestError("every logit_bias must be between -100 and 100", param="logit_bias")
 
 
 def _first(*values: Any) -> Any:
@@ -84,25 +99,42 @@ def _first(*values: Any) -> Any:
 
 
 class Sampler:
-    """One request's rule, its random numbers and the tokens it has seen (for the repetition penalty)."""
+    """One request's rule, its random numbers and the tokens it has seen (for the penalties).
 
-    def __init__(self, rule: SamplingRule, seed: int | None, prompt_ids: Sequence[int]):
+    `end_ids` are the tokens that `min_new_tokens` holds back.
+    """
+
+    def __init__(
+        self, rule: SamplingRule, seed: int | None, prompt_ids: Sequence[int], end_ids: Iterable[int] = frozenset()
+    ):
         self.rule, self.seed = rule, seed
         self._noise: torch.Generator | None = None
         self._seen = set(prompt_ids) if rule.repetition_penalty != 1 else None
+        self._counts: Counter[int] | None = None
+        if rule.presence_penalty or rule.frequency_penalty:
+            self._counts = Counter()
+        self._end_ids, self._generated = sorted(end_ids), 0
 
     def see(self, token_id: int) -> None:
+        self._generated += 1
         if self._seen is not None:
             self._seen.add(token_id)
+        if self._counts is not None:
+            self._counts[token_id] += 1
+
+    @property
+    def changes_logits(self) -> bool:
+        holds_end = self._generated < self.rule.min_new_tokens
+        return self._seen is not None or self._counts is not None or bool(self.rule.logit_bias) or holds_end
 
     @property
     def plain_greedy(self) -> bool:
-        return self.rule.temperature == 0 and self._seen is None
+        return self.rule.temperature == 0 and not self.changes_logits
 
     def choose(self, logits: torch.Tensor) -> int:
         """logits: float32 [vocabulary] of this row; not changed."""
-        if self._seen is not None:
-            logits = self._penalized(logits)
+        if self.changes_logits:
+            logits = self._changed(logits)
         if self.rule.temperature == 0:
             return int(logits.argmax())
         scores = logits / self.rule.temperature
@@ -127,11 +159,23 @@ class Sampler:
                 self._noise.manual_seed(self.seed)
         return torch.empty_like(scores).exponential_(generator=self._noise).clamp_min_(TINY)
 
-    def _penalized(self, logits: torch.Tensor) -> torch.Tensor:
-        seen = torch.tensor(sorted(self._seen or ()), dtype=torch.long, device=logits.device)
-        values = logits[seen]
-        penalty = self.rule.repetition_penalty
-        return logits.index_copy(0, seen, torch.where(values < 0, values * penalty, values / penalty))
+    def _changed(self, logits: torch.Tensor) -> torch.Tensor:
+        """A copy with penalties and bias applied, and end tokens at -inf while the answer is too short."""
+        logits, rule = logits.clone(), self.rule
+        if self._seen:
+            seen = torch.tensor(sorted(self._seen), device=logits.device)
+            values, penalty = logits[seen], rule.repetition_penalty
+            logits[seen] = torch.where(values < 0, values * penalty, values / penalty)
+        if self._counts:
+            ids = torch.tensor(list(self._counts), device=logits.device)
+            counts = torch.tensor(list(self._counts.values()), dtype=logits.dtype, device=logits.device)
+            logits[ids] -= rule.presence_penalty + rule.frequency_penalty * counts
+        if rule.logit_bias:
+            ids = torch.tensor(list(rule.logit_bias), device=logits.device)
+            logits[ids] += torch.tensor(list(rule.logit_bias.values()), dtype=logits.dtype, device=logits.device)
+        if self._generated < rule.min_new_tokens:
+            logits[self._end_ids] = -torch.inf
+        return logits
 
     def _filtered(self, scores: torch.Tensor) -> torch.Tensor:
         """The ids that top-k, top-p and min-p leave, as `generate` applies them: int64 [kept]."""
@@ -180,9 +224,17 @@ def choose(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[TokenChoic
 def _with_logprobs(token_id: int, logits: torch.Tensor, rule: SamplingRule) -> TokenChoice:
     if not rule.logprobs:
         return TokenChoice(token_id)
-    logprobs = logits.log_softmax(-1)
-    top: tuple[tuple[int, float], ...] = ()
-    if rule.top_logprobs:
-        values, ids = torch.topk(logprobs, min(rule.top_logprobs, logprobs.shape[-1]))
-        top = tuple(zip(ids.tolist(), values.tolist(), strict=True))
-    return TokenChoice(token_id, float(logprobs[token_id]), top)
+    return scored(logits[None], [token_id], rule.top_logprobs)[0]
+
+
+def scored(logits: torch.Tensor, token_ids: Sequence[int], top: int) -> list[TokenChoice]:
+    """Given tokens with their log-probabilities and `top` alternatives each. logits: [tokens, vocabulary]."""
+    logprobs = logits.float().log_softmax(-1)
+    chosen = logprobs.gather(1, torch.tensor(token_ids, device=logits.device)[:, None])[:, 0].tolist()
+    if not top:
+        return [TokenChoice(i, p) for i, p in zip(token_ids, chosen, strict=True)]
+    values, ids = torch.topk(logprobs, min(top, logprobs.shape[-1]))
+    return [
+        TokenChoice(i, p, tuple(zip(best, best_values, strict=True)))
+        for i, p, best, best_values in zip(token_ids, chosen, ids.tolist(), values.tolist(), strict=True)
+    ]

@@ -12,7 +12,9 @@ import sys
 import threading
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 
@@ -22,6 +24,8 @@ from swift.engines.sampling import choose
 from swift.engines.sequence import GenerationState
 from swift.engines.whole import generate_whole
 from swift.errors import ResourceError, SwiftError
+
+T = TypeVar("T")
 
 
 class Scheduler:
@@ -34,6 +38,7 @@ class Scheduler:
         self._model, self._max_rows, self._lock, self._chunk = model, max_rows, lock, chunk
         self._changed = threading.Condition()
         self._waiting: deque[GenerationState] = deque()
+        self._calls: deque[tuple[Callable[[Any], Any], Future[Any]]] = deque()
         self._prefilling: deque[Batch] = deque()
         self._running: list[Batch] = []
         self._stats = EngineStats()
@@ -53,6 +58,17 @@ class Scheduler:
         with self._changed:
             state.cancelled = True
             self._changed.notify_all()
+
+    def call(self, work: Callable[[Any], T]) -> Future[T]:
+        """Have `work(model)` done in the engine's thread, between two steps."""
+        future: Future[T] = Future()
+        with self._changed:
+            if self._closing:
+                future.set_exception(RequestError("the engine is closed"))
+            else:
+                self._calls.append((work, future))
+                self._changed.notify_all()
+        return future
 
     def stats(self) -> EngineStats:
         with self._changed:
@@ -81,10 +97,11 @@ class Scheduler:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         while True:
             with self._changed:
-                while not (self._closing or self._waiting or self._prefilling or self._running):
+                while not (self._closing or self._calls or self._waiting or self._prefilling or self._running):
                     self._changed.wait()
                 if self._closing:
                     break
+            self._do_calls()
             self._drop_cancelled()
             self._admit()
             if self._prefilling:
@@ -93,6 +110,16 @@ class Scheduler:
                 self._guarded(batch, self._step)
             self._running = [batch for batch in self._running if batch.states]
         self._cancel_all()
+
+    def _do_calls(self) -> None:
+        while self._calls:
+            work, future = self._calls.popleft()
+            if not future.set_running_or_notify_cancel():
+                continue
+            try:
+                future.set_result(work(self._model.model))
+            except BaseException as error:  # whatever it is, it belongs to the caller and not to this loop
+                future.set_exception(error)
 
     def _drop_cancelled(self) -> None:
         with self._changed:
@@ -119,8 +146,11 @@ class Scheduler:
             self._waiting.clear()
             self._prefilling.clear()
             self._running.clear()
+            calls, self._calls = self._calls, deque()
         for state in states:
             self._finish_cancelled(state)
+        for _, future in calls:
+            future.cancel()
 
     def _admit(self) -> None:
         """Give free rows to those who wait: short prompts side by side, a long prompt on its own."""
@@ -194,7 +224,7 @@ class Scheduler:
                 continue
             try:
                 with self._lock:
-                    complete = state.accept(choice)
+                    complete = state.finish_prompt_alone() if state.limit == 0 else state.accept(choice)
             except Exception as error:
                 self._fail(state, error)
                 continue

@@ -6,6 +6,7 @@ Knows nothing of batches or caches.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from swift.engines.detokenize import Detokenizer, StopSearch, decode
@@ -32,11 +33,14 @@ class GenerationState:
         hidden_ids: frozenset[int],
         stops: Sequence[str] = (),
         num_beams: int = 1,
+        prompt_logprobs: int | None = None,
     ):
         self.ids = list(prompt_ids)
         self.prompt_length = len(self.ids)
         self.sampler, self.stream = sampler, stream
         self.limit, self.end_ids, self.num_beams = limit, end_ids, num_beams
+        self.prompt_logprobs = prompt_logprobs
+        self.prompt_scores: list[TokenChoice] = []  # of the prompt's tokens from its second on, as they are computed
         self.cancelled = False
         self.alone = num_beams > 1
         self._tokenizer = tokenizer
@@ -64,10 +68,24 @@ class GenerationState:
             text += self._rest()
             reason = "stop" if self._stops.found is not None else reason
         logprobs = () if choice.logprob is None else (self._logprob(choice, choice.logprob),)
-        self.stream.put(Delta(text, (choice.token_id,), logprobs, reason, self.usage if reason else None))
+        usage = self.usage if reason else None
+        self._put(Delta(text, (choice.token_id,), logprobs, reason, usage, self._stops.found))
         if reason is not None:
             self.stream.end()
         return reason is not None
+
+    def finish_prompt_alone(self) -> bool:
+        """The answer of a request that wants no new token; it is complete."""
+        self._put(Delta(finish_reason="length", usage=self.usage))
+        self.stream.end()
+        return True
+
+    def _put(self, delta: Delta) -> None:
+        if self.prompt_logprobs is not None:
+            scores = [self._logprob(choice, p) for choice in self.prompt_scores if (p := choice.logprob) is not None]
+            delta, self.prompt_scores = replace(delta, prompt_logprobs=(None, *scores)), []
+            self.prompt_logprobs = None  # told once
+        self.stream.put(delta)
 
     def finish_cancelled(self) -> None:
         self.stream.put(Delta(text=self._rest(), finish_reason="cancelled", usage=self.usage))

@@ -15,9 +15,8 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from swift.engines.protocol import GenerationRequest, Sampling, TokenLogprob, Usage
+from swift.engines.protocol import GenerationRequest, Sampling, TokenLogprob, Usage, choices
 from swift.serve.chat import DONE, LOWEST_LOGPROB, check_logprobs, error_events, usage_object, usage_wanted
-from swift.serve.conversation import choices
 from swift.serve.errors import invalid
 from swift.serve.extras import token_ids
 from swift.serve.http import event, json_response, read_body, stream_response, while_connected
@@ -98,7 +97,7 @@ async def _job(service: Service, body: Mapping[str, Any]) -> Job:
     requests = [
         request
         for _, ids in prompts
-        for request in choices(GenerationRequest(prompt_ids=ids, adapter=adapter), settings, n)
+        for request in choices(GenerationRequest(prompt_ids=ids, adapter=adapter, sampling=settings), n)
     ]
     texts = [echo for echo in echoes for _ in range(n)]
     return Job(model, requests, texts, logprobs is not None, sum(len(ids) for _, ids in prompts))

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
-from swift.engines.protocol import Delta, GenerationRequest, Sampling, TokenLogprob, Usage
+from swift.engines.protocol import Delta, GenerationRequest, Sampling, TokenLogprob, Usage, choices
 from swift.serve.prompts import Prompt
 from swift.serve.replies import Content, Piece, Reasoning, ReplyReader, ToolCall
 from swift.serve.service import Answers, Service
@@ -83,10 +83,14 @@ class Replies:
         if service.settings.verbose:
             log.info("prompt: %s", service.prompts.decode(prompt.prompt_ids) if prompt.prompt_ids else prompt.messages)
         request = GenerationRequest(
-            messages=prompt.messages, tools=prompt.tools, prompt_ids=prompt.prompt_ids, adapter=call.adapter
+            messages=prompt.messages,
+            tools=prompt.tools,
+            prompt_ids=prompt.prompt_ids,
+            adapter=call.adapter,
+            sampling=call.sampling,
         )
         self._readers = [ReplyReader(service.form, call.tools, call.one_call, prompt.opening) for _ in range(call.n)]
-        self._answers = Answers(service, choices(request, call.sampling, call.n))
+        self._answers = Answers(service, choices(request, call.n))
         await self._answers.__aenter__()
         return self
 
@@ -121,14 +125,6 @@ class Replies:
         async for step in self:
             replies[step.index].add(step)
         return replies
-
-
-def choices(request: GenerationRequest, sampling: Sampling, n: int) -> list[GenerationRequest]:
-    """n requests that differ in their seeds, so that the choices differ and are repeatable."""
-    seeds = [sampling.seed if sampling.seed is None else sampling.seed + i for i in range(n)]
-    return [
-        replace(request, sampling=replace(sampling, seed=seed), id=f"{request.id}-{i}") for i, seed in enumerate(seeds)
-    ]
 
 
 async def whole_replies(service: Service, call: ChatCall) -> tuple[list[Reply], Usage]:

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from swift.engines.protocol import (
-    EngineError,
     GenerationRequest,
+    PromptTooLong,
     RequestError,
     Sampling,
     generate,
@@ -170,6 +170,74 @@ def test_repetition_penalty_and_end_tokens_as_in_generate(engine, llama):
     assert result.finish_reason == "stop"
 
 
+def asking(prompt, **sampling):
+    return GenerationRequest(
+        prompt_ids=prompt, sampling=Sampling(**{"max_new_tokens": 20, "temperature": 0, **sampling})
+    )
+
+
+def test_bias_and_least_length_as_in_generate(engine, llama):
+    prompt = prompts_of()[3]
+    plain = reference(llama, prompt, 20)
+    bias = {plain[0]: -100.0, plain[4]: 3.5, 9: 2.0}
+    wanted = reference(llama, prompt, 20, sequence_bias={(i,): b for i, b in bias.items()})
+    assert list(generate(engine, asking(prompt, logit_bias=bias)).token_ids) == wanted != plain
+    ends = (plain[3], plain[7])
+    wanted = reference(llama, prompt, 20, eos_token_id=list(ends), min_new_tokens=6)
+    assert list(generate(engine, asking(prompt, stop_token_ids=ends, min_new_tokens=6)).token_ids) == wanted
+    assert len(wanted) >= 6
+
+
+def test_presence_and_frequency_penalties_count_the_answer_alone(engine, llama):
+    """The OpenAI API's formula, step by step on logits of plain forward passes."""
+    prompt = prompts_of()[2]
+    ids, counts = list(prompt), torch.zeros(512)
+    for _ in range(12):
+        with torch.no_grad():
+            logits = llama(torch.tensor([ids])).logits[0, -1]
+        token = int((logits - 1.5 * counts - 0.7 * (counts > 0)).argmax())
+        counts[token] += 1
+        ids.append(token)
+    answer = generate(engine, asking(prompt, max_new_tokens=12, frequency_penalty=1.5, presence_penalty=0.7))
+    assert list(answer.token_ids) == ids[len(prompt) :] != reference(llama, prompt, 12)
+
+
+@pytest.mark.parametrize("chunk", [512, 7])
+def test_prompt_logprobs_are_those_of_a_forward_pass(llama, tokenizer, monkeypatch, chunk):
+    monkeypatch.setattr("swift.engines.pt.PREFILL_CHUNK", chunk)
+    engine = PtEngine(llama, tokenizer, max_batch_size=4)
+    requests = [
+        asking(p, max_new_tokens=n, prompt_logprobs=2) for p, n in zip(prompts_of(), [0, 1, 2, 0, 1] * 2, strict=True)
+    ]
+    try:
+        results = list(generate_all(engine, requests))
+    finally:
+        engine.close()
+    for prompt, request, result in zip(prompts_of(), requests, results, strict=True):
+        with torch.no_grad():
+            table = llama(torch.tensor([prompt])).logits[0].log_softmax(-1)
+        assert result.prompt_logprobs[0] is None
+        found = result.prompt_logprobs[1:]
+        assert [p.token_id for p in found] == prompt[1:]
+        assert [p.logprob for p in found] == pytest.approx(
+            [float(row[i]) for row, i in zip(table, prompt[1:], strict=False)], abs=1e-4
+        )
+        assert [[i for i, _, _ in p.top] for p in found] == table[:-1].topk(2).indices.tolist()
+        assert (len(result.token_ids), result.finish_reason) == (request.sampling.max_new_tokens, "length")
+
+
+def test_work_in_the_models_thread_between_steps(engine, llama):
+    running = engine.submit(greedy(prompts_of()[0], 200))
+    next(running)
+    assert engine.in_model_thread(lambda model: (model is llama, threading.current_thread().name)).result(20) == (
+        True,
+        "swift-pt-engine",
+    )
+    with pytest.raises(ZeroDivisionError):
+        engine.in_model_thread(lambda model: 1 / 0).result(20)
+    assert sum(len(delta.token_ids) for delta in running) == 199
+
+
 def test_beam_search_is_that_of_generate(engine, llama):
     for prompt in prompts_of()[:3]:
         request = GenerationRequest(prompt_ids=prompt, sampling=Sampling(max_new_tokens=12, temperature=0, num_beams=3))
@@ -188,7 +256,7 @@ def test_streamed_text_is_the_final_text_and_stop_words_are_not_in_it(engine, to
         engine, GenerationRequest(prompt_ids=prompt, sampling=Sampling(max_new_tokens=60, temperature=0, stop=(word,)))
     )
     assert stopped.text == text[: text.index(word)]
-    assert stopped.finish_reason == "stop"
+    assert (stopped.finish_reason, stopped.stop_text, whole.stop_text) == ("stop", word, None)
 
 
 def test_logprobs_are_those_of_a_forward_pass(engine, llama):
@@ -208,7 +276,7 @@ def test_logprobs_are_those_of_a_forward_pass(engine, llama):
 
 
 def test_a_failing_request_fails_alone(engine, llama):
-    """Ids outside the vocabulary make the whole batch's forward pass raise."""
+    """Each says what is wrong with it, and no neighbour notices."""
     good = prompts_of()
     requests = [greedy(p, 10) for p in good]
     requests[2:2] = [
@@ -218,8 +286,10 @@ def test_a_failing_request_fails_alone(engine, llama):
     ]
     requests.append(greedy([4] * 600, 10))
     results = list(generate_all(engine, requests))
-    assert [type(r.error) for r in results[2:5]] == [EngineError, RequestError, RequestError]
-    assert isinstance(results[-1].error, RequestError)
+    assert [type(r.error) for r in results[2:5]] == [RequestError] * 3
+    assert [r.error.param for r in results[2:5]] == ["prompt_ids", "prompt", "top_p"]
+    assert isinstance(results[-1].error, PromptTooLong)
+    assert (results[-1].error.tokens, results[-1].error.limit) == (600, 511)
     assert [list(r.token_ids) for r in results[:2] + results[5:-1]] == [reference(llama, p, 10) for p in good]
     assert list(generate(engine, greedy(good[0], 5)).token_ids) == reference(llama, good[0], 5)
     assert engine.stats().running == engine.stats().waiting == 0
