@@ -6,13 +6,16 @@ Knows nothing of models or training.
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import json
 import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +137,24 @@ def commit_dir(staging: Path, final: Path, **facts: Any) -> None:
         shutil.rmtree(final)
     os.replace(staging, final)
     fsync_dir(final.parent)
+
+
+@contextmanager
+def one_at_a_time(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold the lock `path.lock` while others wait; a kill lets go of it. `waiting()` is called before a wait.
+
+    On a file system without locks nobody waits: what is done inside must be right without them too.
+    """
+    with open(path.with_name(f"{path.name}.lock"), "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+                raise
+        yield
 
 
 def create_run_dir(output_dir: Path, add_version: bool = True, now: float | None = None) -> Path:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from swift.config.advising import DoctorOptions, EnvOptions, PlanOptions
 from swift.config.chat import ChatOptions
-from swift.config.data import DataOptions
+from swift.config.data import DataOptions, PreviewOptions
 from swift.config.export import ExportOptions
 from swift.config.generation import GenerationOptions, InferOptions
 from swift.config.model import ModelOptions, QuantizationOptions
@@ -152,6 +152,13 @@ class ListDatasetsConfig(Config):
 class DoctorConfig(Config):
     doctor: DoctorOptions = DoctorOptions()
     common: CommonOptions = CommonOptions()
+
+
+@dataclass(frozen=True)
+class DataConfig(SftConfig):
+    """A command line of `swift sft` as it stands, and how to show its data."""
+
+    preview: PreviewOptions = PreviewOptions()
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,16 @@ class DataOptions:
     dataset_shuffle: bool = option(True)
     val_dataset_shuffle: bool = option(False)
     data_seed: int | None = option()
-    dataset_num_proc: int = option(1, low=1, aliases=("preprocess_num_proc", "preprocessing_num_workers"))
+    dataset_num_proc: int | None = option(low=1, aliases=("preprocess_num_proc", "preprocessing_num_workers"))
+    load_from_cache_file: bool = option(True)
     strict: bool = option(False)
     max_drop_ratio: float | None = option(low=0.0, high=1.0)
     model_name: tuple[str, ...] = option(())
     model_author: tuple[str, ...] = option(())
     custom_dataset_info: tuple[str, ...] = option(())
+
+
+@dataclass(frozen=True)
+class PreviewOptions:
+    show_rows: int = option(3, low=0, aliases=("show", "num_rows_shown"))
+    json: bool = option(False)

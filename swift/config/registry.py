@@ -36,6 +36,7 @@ COMMANDS: dict[str, Command] = {
         forced=(("use_chat_template", False), ("loss_scale", "all")),
         launch=True,
     ),
+    "data": Command("swift.config.commands:DataConfig", "swift.train.preview:main", positional="dataset"),
     "infer": Command("swift.config.commands:InferConfig", "swift.engines.infer:main"),
     "export": Command("swift.config.commands:ExportConfig", "swift.export.export:main"),
     "merge-lora": Command(

@@ -1,14 +1,16 @@
 """Encoded rows on disk: a second run with the same rows, tokenizer, template and options reads them in seconds.
 
-Promises: an entry is complete or not there (written aside, then renamed: safe against kills and against several runs
-at once); it is found again only when everything that the ids depend on is equal, this program's own encoding code
-included; a damaged entry is made anew. Entries that no run has read for `KEEP_DAYS` are removed. Media are not cached.
+Promises: an entry is complete or not there (written aside, then renamed: safe against kills); of several runs or ranks
+that want the same entry one makes it and the others wait; it is found again only when everything that the ids depend on
+is equal, this program's own encoding code included; a damaged entry is made anew. Arrays are written while rows are
+encoded, so memory stays flat. Entries that no run has read for `KEEP_DAYS` are removed. Media are not cached.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import shutil
 import tempfile
@@ -18,57 +20,54 @@ from datetime import date
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from swift import chat, runs
 from swift.chat import ChatEncoder
-from swift.data.encode import EncodedDataset, Encoder, encode_rows
+from swift.data.encode import Encoder, encode_rows
+from swift.data.encoded import EncodedDataset
+from swift.data.plain import PlainEncoder
 from swift.data.report import DataReport, SplitCount
 from swift.data.rows import Rows
 from swift.data.tally import Drops
 from swift.errors import ResourceError
 
+log = logging.getLogger("swift")
+
 KEEP_DAYS = 30
 COUNT = "count.json"
-_ARRAYS = ("ids", "learned", "starts", "row_ids", "trained", "scales")
 _DROPS = ("drops", "truncated", "lost_end")
 _STALE_SECONDS = 24 * 3600  # a staging directory of this age belongs to a run that was killed
+_CODE = ("encode.py", "encoded.py", "plain.py")  # beside swift/chat, what ids and labels depend on
 
 
-def encoder_key(encoder: ChatEncoder) -> str:
-    """A text that changes with whatever the encoder's ids and labels depend on."""
-    tokenizer = encoder.tokenizer
-    template = encoder.template or tokenizer.chat_template
-    facts = {
+def encoder_facts(encoder: ChatEncoder | PlainEncoder) -> dict[str, Any] | None:
+    """What the encoder's ids and labels depend on; None when that can't be told (a tokenizer without a Rust part)."""
+    if isinstance(encoder, PlainEncoder):
+        inner = encoder_facts(encoder.encoder)
+        return inner and inner | {"template": None, "plain": True, "system": encoder.system}
+    tokenizer, processor = encoder.tokenizer, encoder.processor
+    if not tokenizer.is_fast:
+        return None
+    template = encoder.template or tokenizer.chat_template or (processor and processor.chat_template)
+    options = {k: v for k, v in vars(encoder).items() if k[0] != "_" and k not in ("tokenizer", "processor")}
+    return {
+        **options,
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "template": template,
-        "system": encoder.system,
-        "loss_scale": encoder.loss_scale,
-        "max_length": encoder.max_length,
-        "truncation_strategy": encoder.truncation_strategy,
-        "response_prefix": encoder.response_prefix,
-        "variables": encoder.variables,
-        "close_last_turn": encoder.close_last_turn,
         "stop_token_ids": encoder.stop_token_ids if template else [],
         "today": str(date.today()) if "strftime" in str(template) else None,
-        "code": _code_digest(),
     }
-    return json.dumps(facts, sort_keys=True, default=str)
+
+
+def encoder_key(encoder: ChatEncoder | PlainEncoder) -> str | None:
+    """A text that changes with whatever the encoder's ids and labels depend on; None: see `encoder_facts`."""
+    facts = encoder_facts(encoder)
+    return facts and json.dumps(facts | {"code": _code_digest()}, sort_keys=True, default=str)
 
 
 def _code_digest() -> str:
     digest = hashlib.sha256()
-    for path in (*sorted(Path(chat.__file__).parent.glob("*.py")), Path(__file__).with_name("encode.py")):
+    for path in (*sorted(Path(chat.__file__).parent.glob("*.py")), *map(Path(__file__).with_name, _CODE)):
         digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-def rows_digest(rows: Rows) -> str:
-    """A hash of the rows' content, numbers and places, in order."""
-    digest = hashlib.sha256()
-    for index in rows.indices:
-        digest.update(b"%d %s\n" % (index, str(rows.store.source(int(index))).encode("utf-8", "surrogateescape")))
-        digest.update(rows.store.json(int(index)))
     return digest.hexdigest()
 
 
@@ -86,58 +85,58 @@ def encode_cached(
 
     The arrays of the result are memory-mapped. A cache that can't be written to is remarked on, not an error.
     """
-    name = hashlib.sha256(f"{key} {rows_digest(rows)}".encode()).hexdigest()[:32]
-    entry = root / name
+    entry = root / hashlib.sha256(f"{key} {rows.digest()}".encode()).hexdigest()[:32]
     found = _read(entry, report, split)
     if found is not None:
-        report.remarks.append(f"{split}: encoded rows read from the cache ({entry})")
         return found
-    encoded = encode_rows(rows, encoder, report=report, split=split, num_proc=num_proc)
-    if encoded.media:
-        return encoded
     try:
         runs.ensure_writable_dir(root)
-        _prune(root)
-        _write(entry, encoded, report.split(split))
+        with runs.one_at_a_time(entry, lambda: log.info("another process encodes the same rows: waiting for it")):
+            found = _read(entry, report, split)
+            return _make(entry, rows, encoder, report, split, num_proc) if found is None else found
+    except _NotCached as error:
+        report.remarks.append(f"encoded rows are not cached: {error}")
     except ResourceError as error:
+        if not str(error.where).startswith(str(root)):
+            raise
         report.remarks.append(f"encoded rows are not cached: {error.what}")
-        return encoded
-    return _load(entry)
+    return encode_rows(rows, encoder, report=report, split=split, num_proc=num_proc)
 
 
-def _write(entry: Path, encoded: EncodedDataset, count: SplitCount) -> None:
-    """Write aside and rename; when another run was faster, its entry stays (it holds the same)."""
+class _NotCached(Exception):
+    """The disk didn't take the entry."""
+
+
+def _make(entry: Path, rows: Rows, encoder: Encoder, report: DataReport, split: str, num_proc: int | None):
+    """Encode into a staging directory and rename it; of media, which aren't cached, the arrays stay mapped."""
+    _prune(entry.parent)
     staging = Path(tempfile.mkdtemp(prefix=f"{runs.STAGING_PREFIX}{entry.name}-", dir=entry.parent))
     try:
-        for name in _ARRAYS:
-            if (values := getattr(encoded, name)) is not None:
-                np.save(staging / f"{name}.npy", values)
-        runs.write_json(staging / COUNT, _count_json(count))
+        encoded = encode_rows(rows, encoder, report=report, split=split, num_proc=num_proc, directory=staging)
+        if encoded.media:
+            return encoded
+        write_count(staging, report.split(split))
         runs.write_manifest(staging)
         if entry.exists() and runs.verify_dir(entry, hashes=False):
             shutil.rmtree(entry, ignore_errors=True)
-        os.rename(staging, entry)
-        runs.fsync_dir(entry.parent)
-    except OSError as error:
-        shutil.rmtree(staging, ignore_errors=True)
         if not entry.is_dir():
-            raise runs.disk_error(error, entry) from error
+            os.rename(staging, entry)
+            runs.fsync_dir(entry.parent)
+        return EncodedDataset.load(entry)
+    except OSError as error:
+        raise _NotCached(error.strerror or str(error)) from error
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _read(entry: Path, report: DataReport, split: str) -> EncodedDataset | None:
     if not entry.is_dir() or runs.verify_dir(entry, hashes=False):
         return None
-    count = json.loads((entry / COUNT).read_text(encoding="utf-8"))
-    encoded = _load(entry)
-    report.splits[split] = _count_from(count, split, encoded)
+    encoded = EncodedDataset.load(entry)
+    report.splits[split] = read_count(entry, split, encoded)
+    report.remarks.append(f"{split}: encoded rows read from the cache ({entry})")
     os.utime(entry)
     return encoded
-
-
-def _load(entry: Path) -> EncodedDataset:
-    paths = {name: entry / f"{name}.npy" for name in _ARRAYS}
-    arrays = {name: np.load(path, mmap_mode="r") for name, path in paths.items() if path.is_file()}
-    return EncodedDataset(**arrays)
 
 
 def _prune(root: Path) -> None:
@@ -145,15 +144,18 @@ def _prune(root: Path) -> None:
     for path in root.iterdir():
         age = now - path.stat().st_mtime
         if age > (_STALE_SECONDS if path.name.startswith(runs.STAGING_PREFIX) else KEEP_DAYS * 24 * 3600):
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
 
 
-def _count_json(count: SplitCount) -> dict[str, Any]:
+def write_count(directory: Path, count: SplitCount) -> None:
+    """Save what became of the rows beside the arrays."""
     drops = {name: [getattr(count, name).counts, getattr(count, name).places] for name in _DROPS}
-    return {"rows": count.rows, "used": count.used, "extra": count.extra, "notes": count.notes, **drops}
+    facts = {"rows": count.rows, "used": count.used, "extra": count.extra, "notes": count.notes, **drops}
+    runs.write_json(directory / COUNT, facts)
 
 
-def _count_from(facts: dict[str, Any], split: str, encoded: EncodedDataset) -> SplitCount:
+def read_count(directory: Path, split: str, encoded: EncodedDataset) -> SplitCount:
+    facts = json.loads((directory / COUNT).read_text(encoding="utf-8"))
     drops = {}
     for name in _DROPS:
         counts, places = facts[name]

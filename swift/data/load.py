@@ -65,6 +65,7 @@ def load_rows(
     keep_columns: bool = False,
     interleave_prob: Sequence[float] = (),
     stopping_strategy: str = "first_exhausted",
+    check: bool = True,
     resolve: Resolve = resolve_dataset,
 ) -> Loaded:
     """Read, sample, split and shuffle the rows that the options name.
@@ -73,11 +74,14 @@ def load_rows(
     columns that the canonical row doesn't have. `resolve` finds a name's files, as `swift.hub.resolve_dataset` does.
     `interleave_prob`, one for each data set, mixes them by chance until one has no row left ("first_exhausted") or all
     have been used up ("all_exhausted"); without it they follow each other or are shuffled together.
-    DataError for missing, empty or wholly bad data, with `strict` for any dropped row, and when more than
-    `max_drop_ratio` of the rows are dropped; UsageError for a wrong data set word.
+    DataError for missing, empty or wholly bad data and, with `check`, under `strict` for any dropped row and when more
+    than `max_drop_ratio` of the rows are dropped; UsageError for a wrong data set word.
     """
     loader = _Loader(options, use_hf, hub_token, need_response, keep_columns, resolve)
-    return loader.load(tuple(interleave_prob), stopping_strategy)
+    loaded = loader.load(tuple(interleave_prob), stopping_strategy)
+    if check:
+        loaded.report.check(strict=options.strict, max_drop_ratio=options.max_drop_ratio)
+    return loaded
 
 
 class _Loader:
@@ -114,7 +118,6 @@ class _Loader:
             val = np.random.RandomState(self.seed).permutation(val)
         loaded = Loaded(Rows(self.store, train), Rows(self.store, val), self.report)
         self.report.note_duplicates(loaded.train, loaded.val)
-        self.report.check(strict=options.strict, max_drop_ratio=options.max_drop_ratio)
         return loaded
 
     def _mixed(self, parts: list[np.ndarray], probabilities: tuple[float, ...], stopping: str) -> np.ndarray:

@@ -1,61 +1,72 @@
-"""What a model learns from a row, made visible: the row's full text with the learned parts coloured.
+"""What a model learns from a row, made visible: the example's full text with the learned parts coloured.
 
-Promises: every character of the encoded row is shown, special tokens included, and coloured exactly where its label is
-learned; a row that can't be encoded shows the reason. The text is made safe: control characters and markup are shown,
-not obeyed.
+Promises: the tokens shown are those that are trained on, special tokens included, cut as they are cut, and coloured
+exactly where their label is learned. The text is made safe: control characters and markup are shown, not obeyed.
 """
 
 from __future__ import annotations
 
 import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import groupby
 
-from swift.chat import ChatEncoder, render_mask
-from swift.data.rows import Row
-from swift.errors import SwiftError
+from swift.chat import IGNORED
+from swift.data.encoded import EncodedDataset
 
 GREEN, DIM, RESET = "\033[32m", "\033[2m", "\033[0m"
 PLAIN_MARKS = ("[[", "]]")  # around what is learned, where there are no colours
-_PAGE = """<!doctype html><meta charset="utf-8"><title>What is learned</title><style>
-body{font:15px/1.5 system-ui,sans-serif;max-width:60em;margin:2em auto;padding:0 1em;color:#222}
-pre{white-space:pre-wrap;overflow-wrap:anywhere;background:#f6f6f6;padding:.8em;border-radius:4px;color:#777}
-mark{background:#c9eec9;color:#064d06}p.error{color:#a00}</style><h1>What is learned</h1>
-<p>Coloured: learned. Grey: read only.</p>
+STYLE = """
+pre.mask{white-space:pre-wrap;overflow-wrap:anywhere;background:#f6f6f6;padding:.8em;border-radius:4px;color:#777}
+pre.mask mark{background:#c9eec9;color:#064d06}
 """
 
 
-def mask_view(encoder: ChatEncoder, rows: Sequence[Row], n: int, colour: bool = True) -> str:
-    """The first `n` rows for the terminal; without `colour` the learned parts stand between [[ and ]]."""
+@dataclass(frozen=True)
+class Shown:
+    """One example for the viewer: `parts` are its text in order, each learned or not."""
+
+    place: str
+    tokens: int
+    trained: int
+    parts: tuple[tuple[str, bool], ...]
+
+    @property
+    def title(self) -> str:
+        return f"{self.place}: {self.tokens} tokens, {self.trained} learned"
+
+
+def shown(
+    encoded: EncodedDataset, n: int, decode: Callable[[Sequence[int]], str], source: Callable[[int], str]
+) -> Iterator[Shown]:
+    """The first `n` examples; `decode` makes text of ids, `source` the place of a row id."""
+    for i in range(min(n, len(encoded))):
+        example = encoded[i]
+        pairs = zip(example["input_ids"].tolist(), example["labels"].tolist(), strict=True)
+        groups = groupby(pairs, key=lambda pair: pair[1] != IGNORED)
+        parts = tuple((decode([token for token, _ in group]), learned) for learned, group in groups)
+        place = source(example["row_id"])
+        yield Shown(place, len(example["input_ids"]), int(encoded.trained[i]), parts)
+
+
+def mask_text(examples: Sequence[Shown], colour: bool = True) -> str:
+    """For the terminal; without `colour` the learned parts stand between [[ and ]]."""
     lines = []
-    for row, parts, error in _shown(encoder, rows, n):
-        lines.append(f"--- {row.source}")
-        if error is not None:
-            lines.append(f"can't be encoded: {error.what}")
-        lines.append("".join(_terminal(_visible(text), learned, colour) for text, learned in parts))
+    for example in examples:
+        lines.append(f"--- {example.title}")
+        lines.append("".join(_terminal(_visible(text), learned, colour) for text, learned in example.parts))
     return "\n".join(lines)
 
 
-def mask_html(encoder: ChatEncoder, rows: Sequence[Row], n: int) -> str:
-    """The first `n` rows as one HTML page."""
-    page = [_PAGE]
-    for row, parts, error in _shown(encoder, rows, n):
-        page.append(f"<h2>{html.escape(str(row.source))}</h2>")
-        if error is not None:
-            page.append(f'<p class="error">can\'t be encoded: {html.escape(error.what)}</p>')
-            continue
-        texts = ((html.escape(_visible(text)), learned) for text, learned in parts)
-        page.append("<pre>" + "".join(f"<mark>{t}</mark>" if learned else t for t, learned in texts) + "</pre>")
-    return "\n".join(page) + "\n"
-
-
-def _shown(
-    encoder: ChatEncoder, rows: Sequence[Row], n: int
-) -> Iterator[tuple[Row, list[tuple[str, bool]], SwiftError | None]]:
-    for row in rows[:n]:
-        try:
-            yield row, render_mask(encoder, row), None
-        except SwiftError as error:
-            yield row, [], error
+def mask_html(examples: Sequence[Shown]) -> str:
+    """A part of the report's HTML page; it needs `STYLE`."""
+    page = ["<h2>What is learned</h2><p>Coloured: learned. Grey: read only.</p>"] if examples else []
+    for example in examples:
+        page.append(f"<h3>{html.escape(example.title)}</h3>")
+        texts = ((html.escape(_visible(text)), learned) for text, learned in example.parts)
+        marked = "".join(f"<mark>{text}</mark>" if learned else text for text, learned in texts)
+        page.append(f'<pre class="mask">{marked}</pre>')
+    return "\n".join(page)
 
 
 def _terminal(text: str, learned: bool, colour: bool) -> str:

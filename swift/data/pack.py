@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from swift.chat import IGNORED
-from swift.data.encode import EncodedDataset
+from swift.data.encoded import EncodedDataset
 from swift.errors import DataError
 
 

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from swift.data.rows import Rows
 from swift.data.tally import DatasetCount, Drops
 from swift.errors import DataError
+
+if TYPE_CHECKING:
+    from swift.data.mask_view import Shown
 
 PERCENTILES = (0, 5, 25, 50, 75, 95, 99, 100)
 
@@ -123,6 +127,13 @@ class DataReport:
         """Rows dropped while reading and while encoding (there, a row that #N repeats counts each time)."""
         return sum(c.drops.total for c in self.datasets) + sum(s.drops.total for s in self.splits.values())
 
+    def drop_ratio(self) -> float:
+        """The share of rows lost: of those read, and of the sampled ones those that can't be encoded."""
+        read_badly = sum(c.drops.total for c in self.datasets) / max(1, self.rows_read)
+        encoded = sum(s.rows for s in self.splits.values())
+        encoded_badly = sum(s.drops.total for s in self.splits.values()) / max(1, encoded)
+        return read_badly + (1 - read_badly) * encoded_badly
+
     def split(self, name: str) -> SplitCount:
         return self.splits.setdefault(name, SplitCount(name))
 
@@ -155,9 +166,9 @@ class DataReport:
         if strict:
             what = f"{self.dropped} of {self.rows_read} rows can't be used: {first}"
             raise DataError(what, where="--strict true", fix="repair them, or leave --strict out to train without them")
-        ratio = self.dropped / max(1, self.rows_read)
+        ratio = self.drop_ratio()
         if max_drop_ratio is not None and ratio > max_drop_ratio:
-            what = f"{self.dropped} of {self.rows_read} rows ({ratio:.1%}) can't be used: {first}"
+            what = f"{ratio:.1%} of the rows can't be used: {first}"
             raise DataError(what, where=f"--max_drop_ratio {max_drop_ratio}", fix="repair them, or raise the ratio")
 
     def problems(self) -> list[str]:
@@ -169,6 +180,7 @@ class DataReport:
         return {
             "rows_read": self.rows_read,
             "dropped": self.dropped,
+            "drop_ratio": self.drop_ratio(),
             "duplicates": self.duplicates,
             "val_rows_also_in_train": self.val_in_train,
             "datasets": [count.to_json() for count in self.datasets],
@@ -182,7 +194,8 @@ class DataReport:
 
         return report_text(self, width)
 
-    def to_html(self) -> str:
+    def to_html(self, shown: Sequence[Shown] = ()) -> str:
+        """One page, with the examples `shown` and what is learned of them."""
         from swift.data.report_text import report_html
 
-        return report_html(self)
+        return report_html(self, shown)

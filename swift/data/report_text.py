@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import html
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from swift.data.mask_view import Shown
     from swift.data.report import DataReport, SplitCount
     from swift.data.tally import DatasetCount
 
@@ -126,6 +128,9 @@ def _split_html(split: SplitCount) -> str:
     parts.append(_drop_table("dropped", facts["dropped_by_reason"]))
     parts.append(_drop_table("truncated", facts["truncated_rows"]))
     parts.append(_drop_table("end token lost", facts["lost_end_token_rows"]))
+    if facts["notes"]:
+        rows = [[_text(NOTES.get(note, note)), _number(n)] for note, n in facts["notes"].items()]
+        parts.append(_table(["notes", "examples"], rows))
     bins = split.histogram()
     most = max((n for _, _, n in bins), default=1)
     rows = [
@@ -137,18 +142,32 @@ def _split_html(split: SplitCount) -> str:
     return "".join(parts)
 
 
-def report_html(report: DataReport) -> str:
+def report_html(report: DataReport, shown: Sequence[Shown] = ()) -> str:
+    from swift.data.mask_view import STYLE, mask_html
+
     head = ("rows_read", "dropped", "not_sampled", "train", "val", "repeated")
     tables = []
     for count in report.datasets:
         facts = count.to_json()
         tables.append([_text(count.spec), *(_number(facts[name]) for name in head)])
     parts = ["<h1>Data report</h1>", _table(["dataset", *head], tables)]
-    parts += [_drop_table(f"dropped from {c.spec}", c.drops.to_json()) for c in report.datasets]
+    parts += [_dataset_html(count) for count in report.datasets]
     parts += [_split_html(split) for split in report.splits.values()]
     general = [f"{report.duplicates} training rows repeat the content of another one"] if report.duplicates else []
     general += [f"{report.val_in_train} val rows are also training rows"] if report.val_in_train else []
     if report.schedule:
         general.append(", ".join(f"{name.replace('_', ' ')}: {n}" for name, n in vars(report.schedule).items()))
     parts += [f"<p>{html.escape(line)}</p>" for line in (*general, *report.remarks)]
-    return f'<!doctype html><meta charset="utf-8"><title>Data report</title><style>{_STYLE}</style>{"".join(parts)}\n'
+    parts.append(mask_html(shown))
+    head = f'<!doctype html><meta charset="utf-8"><title>Data report</title><style>{_STYLE}{STYLE}</style>'
+    return f"{head}{''.join(parts)}\n"
+
+
+def _dataset_html(count: DatasetCount) -> str:
+    facts = count.to_json()
+    rows = [[_text(f"format: {name}"), _number(n)] for name, n in facts["formats"].items()]
+    rows += [[_text(name), _number(n)] for name, n in facts["notes"].items()]
+    rows += [[_text(f"column not used: {name}"), _number(n)] for name, n in facts["unused_columns"].items()]
+    if count.filled:
+        rows.append([_text("filled with the model's name and author"), _number(count.filled)])
+    return _drop_table(f"dropped from {count.spec}", facts["dropped_by_reason"]) + _table([count.spec, "rows"], rows)

@@ -7,6 +7,7 @@ with repeats. Knows nothing of files, columns or tokens.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -103,6 +104,13 @@ class RowStore:
         """int64 [rows]: equal for rows of equal content; only meaningful inside this process."""
         return np.frombuffer(self._hashes, dtype=np.int64)
 
+    def digest(self) -> str:
+        """sha256 of all rows' content and places."""
+        digest = hashlib.sha256(json.dumps(self._files).encode("utf-8", "surrogatepass"))
+        for values in (self._text, self._starts, self._ends, self._file_of, self._line_of):
+            digest.update(values)
+        return digest.hexdigest()
+
 
 def _compact(data: Mapping[str, Any]) -> bytes:
     return _JSON.encode(data).encode("utf-8")
@@ -133,6 +141,10 @@ class Rows(Sequence[Row]):
     def source(self, i: int) -> Source:
         """Where row `i` comes from, without decoding it."""
         return self.store.source(int(self.indices[i]))
+
+    def digest(self) -> str:
+        """A hash that changes with the rows' content, places, numbers and order."""
+        return hashlib.sha256(f"{self.store.digest()} ".encode() + self.indices.tobytes()).hexdigest()
 
     @staticmethod
     def of(rows: Iterable[Mapping[str, Any]], file: str = "rows") -> Rows:

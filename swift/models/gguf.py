@@ -8,13 +8,10 @@ can't convert is an error.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
 import logging
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -50,7 +47,7 @@ def as_directory(path: Path | str) -> Path:
     needed = files.parameters * 2
     check_disk(directory, int(needed * 1.05), f"converting {path.name}")
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with _one_at_a_time(directory):
+    with runs.one_at_a_time(directory):
         if runs.verify_dir(directory, hashes=False):  # another process may have converted it meanwhile
             log.info(
                 "converting %s (%s) to plain bfloat16 weights, once ...", path.name, human_bytes(files.total_bytes)
@@ -80,14 +77,6 @@ def is_converted(path: Path | str) -> bool:
 
 def _size(directory: Path) -> int:
     return sum(file.stat().st_size for file in directory.iterdir())
-
-
-@contextlib.contextmanager
-def _one_at_a_time(directory: Path) -> Iterator[None]:
-    """A lock beside `directory`: a second process waits for the first one's conversion."""
-    with open(directory.with_name(f"{directory.name}.lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
 
 
 def _convert(path: Path, directory: Path) -> None:

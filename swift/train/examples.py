@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from swift import runs
-from swift.chat import ChatEncoder
 from swift.chat.template import choose_template
 from swift.config.commands import SftConfig
-from swift.data import DataReport, EncodedDataset, PadCollator, Rows, encode_rows, load_rows, write_rows
+from swift.data import DataReport, EncodedDataset, PadCollator, Prepared, Rows, make_encoder, prepare, write_rows
+from swift.data.prepare import refuse_nothing
 from swift.errors import DataError
 from swift.hub import LocalModel
-from swift.hub.files import read_json_object
-from swift.train.plain import PlainEncoder
 
 log = logging.getLogger("swift")
 
@@ -34,88 +32,84 @@ class Examples:
     collate: PadCollator
     fingerprint: str
     source: Callable[[int], str]
-    report: DataReport
-    val_rows: Rows
+    prepared: Prepared
+
+    @property
+    def report(self) -> DataReport:
+        return self.prepared.report
+
+    @property
+    def val_rows(self) -> Rows:
+        return self.prepared.val_rows
 
     def save(self, run_dir: Path) -> None:
         """The report, and the rows that were held out, into the run directory."""
-        runs.write_json(run_dir / "data_report.json", self.report.to_json())
-        runs.write_text(run_dir / "data_report.html", self.report.to_html())
+        save_report(run_dir, self.prepared)
         if len(self.val_rows):
             write_rows(run_dir / "val_dataset.jsonl", self.val_rows)
 
 
-def prepare_examples(
-    config: SftConfig, model: LocalModel, tokenizer: Any, world_size: int = 1
-) -> tuple[SftConfig, Examples]:
-    """Read, split and encode the rows and show what became of each. DataError when too many are lost or none is left.
+def save_report(directory: Path, prepared: Prepared, rows: int | None = None) -> None:
+    """data_report.json and data_report.html, with the first `rows` examples and what is learned of them."""
+    shown = prepared.shown() if rows is None else prepared.shown(rows)
+    runs.write_json(directory / "data_report.json", prepared.report.to_json())
+    runs.write_text(directory / "data_report.html", prepared.report.to_html(shown))
+
+
+def prepare_rows(
+    config: SftConfig, model: LocalModel, tokenizer: Any, world_size: int = 1, check: bool = True
+) -> tuple[SftConfig, Prepared]:
+    """Read, split and encode the rows and count the steps. `check` False leaves the thresholds to `check_rows`.
 
     Returns the config with the template that was chosen, so that the run's args.json holds it.
     """
     config, template = _template(config, model, tokenizer)
     if template is not None:
         tokenizer.chat_template = template  # a tokenizer saved with the weights carries what they were trained with
-    loaded = load_rows(config.data, use_hf=config.model.use_hf, hub_token=config.model.hub_token)
-    encoder = _encoder(config, model, tokenizer, template)
-    report = loaded.report
-    train = encode_rows(loaded.train, encoder, report=report)
-    val = encode_rows(loaded.val, encoder, report=report, split="val") if len(loaded.val) else None
-    training = config.training
-    report.expect_steps(
+    encoder = make_encoder(config.chat, tokenizer, template, model.directory)
+    options, training = config.model, config.training
+    prepared = prepare(
+        config.data,
+        encoder,
+        seed=training.seed,
+        use_hf=options.use_hf,
+        hub_token=options.hub_token,
+        check=check,
+    )
+    prepared.report.expect_steps(
         training.per_device_train_batch_size,
         training.gradient_accumulation_steps or 1,
         training.num_train_epochs,
         world_size,
         training.max_steps,
     )
-    log.info(report.to_text())
-    report.check(strict=config.data.strict, max_drop_ratio=config.data.max_drop_ratio)
-    _refuse_nothing(train, report.split("train"), "train on", config.data.dataset)
-    if val is not None:
-        _refuse_nothing(val, report.split("val"), "evaluate on", config.data.val_dataset or config.data.dataset)
+    return config, prepared
+
+
+def check_rows(config: SftConfig, prepared: Prepared) -> None:
+    """DataError when too many rows are lost, or none is left to train or evaluate on."""
+    report, data = prepared.report, config.data
+    report.check(strict=data.strict, max_drop_ratio=data.max_drop_ratio)
+    refuse_nothing(report.split("train"), "train on", data.dataset)
+    if prepared.val is not None:
+        refuse_nothing(report.split("val"), "evaluate on", data.val_dataset or data.dataset)
     elif config.evaluation.eval_strategy != "no":
         raise DataError(
-            f"no row is left to evaluate on: {config.data.split_dataset_ratio:g} of {report.rows_read} rows",
+            f"no row is left to evaluate on: {data.split_dataset_ratio:g} of {report.rows_read} rows",
             fix="raise --split_dataset_ratio, or name rows with --val_dataset",
         )
+
+
+def prepare_examples(
+    config: SftConfig, model: LocalModel, tokenizer: Any, world_size: int = 1
+) -> tuple[SftConfig, Examples]:
+    """`prepare_rows`, shown and checked, for the trainer."""
+    config, prepared = prepare_rows(config, model, tokenizer, world_size)
+    log.info(prepared.report.to_text())
+    check_rows(config, prepared)
     collate = PadCollator(tokenizer.pad_token_id, padding_side=config.chat.padding_side, with_row_ids=True)
-    examples = Examples(
-        train, val, collate, train.fingerprint(), lambda row: str(loaded.source(row)), report, loaded.val
-    )
-    return config, examples
-
-
-def _refuse_nothing(encoded: EncodedDataset, count: Any, purpose: str, datasets: tuple[str, ...]) -> None:
-    if len(encoded) == 0:
-        why = f": {count.drops.first()}" if count.drops.total else ""
-        raise DataError(
-            f"no row is left to {purpose}{why}",
-            where=f"--dataset {' '.join(datasets)}",
-            fix="look at the report above; --max_length, --template and --columns decide what can be used",
-        )
-
-
-def _encoder(config: SftConfig, model: LocalModel, tokenizer: Any, template: str | None) -> ChatEncoder | PlainEncoder:
-    chat = config.chat
-    encoder = ChatEncoder(
-        tokenizer,
-        template=template,
-        system=chat.system,
-        enable_thinking=chat.enable_thinking,
-        loss_scale=chat.loss_scale,
-        max_length=chat.max_length,
-        truncation_strategy=chat.truncation_strategy,
-        response_prefix=chat.response_prefix,
-        stop_token_ids=_end_ids(model.directory),
-    )
-    return encoder if chat.use_chat_template else PlainEncoder(encoder, chat.system)
-
-
-def _end_ids(directory: Path) -> list[int]:
-    """The ids that end a reply, as generation_config.json has them."""
-    path = directory / "generation_config.json"
-    ids = read_json_object(path).get("eos_token_id") if path.is_file() else None
-    return [] if ids is None else [ids] if isinstance(ids, int) else list(ids)
+    train = prepared.train
+    return config, Examples(train, prepared.val, collate, train.fingerprint(), prepared.source, prepared)
 
 
 def _template(config: SftConfig, model: LocalModel, tokenizer: Any) -> tuple[SftConfig, str | None]:

@@ -32,6 +32,10 @@ class Counting(CharacterEncoder):
         return super().encode_batch(rows)
 
 
+def entries(root):
+    return [path for path in root.iterdir() if path.is_dir()]
+
+
 def cached(root, rows=ROWS, key="k"):
     encoder, report = Counting(), DataReport()
     return encode_cached(Rows.of(rows), encoder, key, root, report=report), report, encoder.calls
@@ -84,11 +88,11 @@ def test_the_key_holds_everything_that_ids_depend_on():
 @pytest.mark.parametrize("damage", ["cut", "missing", "no manifest"])
 def test_a_damaged_entry_is_made_anew(tmp_path, damage):
     whole = cached(tmp_path)[0].fingerprint()
-    (entry,) = tmp_path.iterdir()
+    (entry,) = entries(tmp_path)
     if damage == "cut":
-        (entry / "ids.npy").write_bytes((entry / "ids.npy").read_bytes()[:-4])
+        (entry / "ids.bin").write_bytes((entry / "ids.bin").read_bytes()[:-4])
     else:
-        (entry / ("starts.npy" if damage == "missing" else "manifest.json")).unlink()
+        (entry / ("starts.bin" if damage == "missing" else "manifest.json")).unlink()
     again, _, calls = cached(tmp_path)
     assert (again.fingerprint(), calls) == (whole, 1)
     assert cached(tmp_path)[2] == 0
@@ -101,7 +105,7 @@ def test_old_entries_and_remains_of_killed_runs_go(tmp_path):
     for path in tmp_path.iterdir():
         os.utime(path, (long_ago, long_ago))
     cached(tmp_path, key="new")
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(entries(tmp_path)) == 1
 
 
 def test_a_cache_that_cannot_be_written_is_only_remarked_on(tmp_path):
@@ -126,7 +130,7 @@ def start(root):
 def test_two_runs_at_once_and_runs_killed_at_any_time(tmp_path):
     processes = [start(tmp_path / "both") for _ in range(2)]
     prints = {process.communicate()[0] for process in processes}
-    assert len(prints) == 1 and len(list((tmp_path / "both").iterdir())) == 1
+    assert len(prints) == 1 and len(entries(tmp_path / "both")) == 1
     for i in range(8):
         process = start(tmp_path / "killed")
         time.sleep(0.5 + 0.3 * i)

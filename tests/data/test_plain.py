@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from swift.chat import ChatEncoder, RowDropped
+from swift.data.plain import PlainEncoder
 from swift.errors import DataError
-from swift.train.plain import PlainEncoder
 from tests import tiny
 
 

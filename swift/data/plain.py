@@ -19,6 +19,9 @@ class PlainEncoder:
     def __init__(self, encoder: ChatEncoder, system: str | None = None):
         self.encoder, self.system = encoder, system or ""
 
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.encoder.decode(ids)
+
     def encode_batch(self, rows: Sequence[Mapping[str, Any]]) -> list[list[Encoded] | SwiftError]:
         texts = [_joined(row, self.system) for row in rows]
         encoded = iter(self.encoder.encode_batch([{"text": text} for text in texts if isinstance(text, str)]))
