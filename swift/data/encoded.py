@@ -1,4 +1,4 @@
-"""Encoded examples in flat arrays: in memory, or in files that are mapped, so that a data set may be larger than memory.
+"""Encoded examples in flat arrays: in memory, or in mapped files, so that a data set may be larger than memory.
 
 Promises: an example comes back with the ids, labels and weights that it was added with; a label is the token's own id
 or -100. About five bytes a token. Knows nothing of rows, templates and padding.

@@ -1,5 +1,5 @@
-"""From options to encoded rows: which encoder, which rows, and the report on both. Training, `swift data` and the cached
-data sets of `swift export` all go this way, so that they see the same rows and ids.
+"""From options to encoded rows: which encoder, which rows, and the report on both. Training, `swift data` and the
+cached data sets of `swift export` all go this way, so that they see the same rows and ids.
 
 Promises: every row is accounted for in the report; reads no weights; starts no process group.
 """
@@ -96,7 +96,8 @@ def prepare(
 ) -> Prepared:
     """Read, split and encode the rows that the options name; `Prepared.report` says what became of each.
 
-    DataError as `load_rows` raises it, with `check` also for the thresholds on dropped rows. Whether too many rows were lost in encoding is for the caller to check.
+    DataError as `load_rows` raises it, with `check` also for the thresholds on dropped rows. Whether too many were lost
+    in encoding is for the caller to check.
     """
     loaded = load_rows(read_options(data, seed), use_hf=use_hf, hub_token=hub_token, check=check)
     train = _encode(loaded.train, encoder, data, loaded.report, "train")

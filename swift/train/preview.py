@@ -1,8 +1,8 @@
 """`swift data`: what a command line of `swift sft` makes of its data, without training.
 
-Promises: the rows, ids, labels and counts are those that `swift sft` with the same options would train on; no weight is
-read; nothing is written but the cache and, with --output_dir, the report. Without --model rows are read and counted, not
-encoded.
+Promises: the rows, ids, labels and counts are those that `swift sft` with the same options would train on; no weight
+is read; nothing is written but the cache and, with --output_dir, the report. Without --model rows are only read and
+counted, not encoded.
 """
 
 from __future__ import annotations
