@@ -69,7 +69,10 @@ def _run(argv: list[str]) -> int:
         from swift.launch import exec_torchrun_if_asked
 
         exec_torchrun_if_asked(argv)
-    return load(command.main)(config) or 0
+    main = load(command.main)
+    if command.advice is not None:
+        return main(config, load(command.advice)) or 0
+    return main(config) or 0
 
 
 def _canonical(word: str) -> str:

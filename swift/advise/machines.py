@@ -150,7 +150,7 @@ def this_machine() -> Machine:
         known = _lookup(name)
         base = _machine(known) if known else Machine(name, "cuda", free, 100e12, 25e12, 800e9)
         return Machine(name, "cuda", free, base.half, base.single, base.bandwidth, len(gpus), base.bf16)
-    return _cpu()
+    return cpu_machine()
 
 
 def nvidia_gpus() -> list[tuple[str, int, int]]:
@@ -191,7 +191,7 @@ def uses_glibc() -> bool:
     return platform.libc_ver()[0] == "glibc" and not other and not small
 
 
-def _cpu(cpuinfo: Path = Path("/proc/cpuinfo")) -> Machine:
+def cpu_machine(cpuinfo: Path = Path("/proc/cpuinfo")) -> Machine:
     """The processor: peak from its vector units and clock, memory from what is available."""
     text = cpuinfo.read_text(encoding="utf-8", errors="replace") if cpuinfo.is_file() else ""
     facts = dict(re.findall(r"^(model name|flags|Features|cpu MHz)\s*:\s*(.*)$", text, re.MULTILINE))

@@ -7,20 +7,26 @@ whether it fits or not: it is a question, not a run.
 from __future__ import annotations
 
 import json
-import math
-import shlex
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from swift.advise import memory, remedies, timing
-from swift.advise.machines import GIB, Machine, fitting_gpus, parse_gpu, this_machine
-from swift.advise.memory import Estimate, Serving, Training
+from swift.advise.fit import (
+    TrainingPlan,
+    command_line,
+    count_of,
+    held_out_share,
+    local_rows,
+    part_lines,
+    plan_training,
+    training_lines,
+)
+from swift.advise.machines import GIB, Machine, parse_gpu, this_machine
+from swift.advise.memory import Estimate, Serving
 from swift.advise.model_facts import ModelFacts, model_facts
-from swift.advise.remedies import Remedy
-from swift.advise.rows import RowFacts, assumed, row_facts
-from swift.advise.setup import dtype_of, stored_bytes, training_of, weight_bits
+from swift.advise.rows import RowFacts, assumed
+from swift.advise.setup import dtype_of, stored_bytes, weight_bits
 from swift.config.commands import PlanConfig
 from swift.config.decide import decide_sft
 from swift.config.record import explain
@@ -32,26 +38,17 @@ DEFAULT_ROWS = 1000
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that the report shows. `config` is decided; `seconds`: of the whole training."""
+    """Everything that the report shows. `config` is decided."""
 
     config: PlanConfig
     facts: ModelFacts
     machine: Machine
-    data: RowFacts
-    training: Training
-    train: Estimate
-    steps: int
-    seconds: timing.Range
-    remedy: Remedy | None
+    train: TrainingPlan
     inference: Estimate
     rows_at_once: int
     context: int
     speed: timing.Range
     serving: Serving
-
-    @property
-    def fits(self) -> bool:
-        return remedies.fits(self.train.total, self.machine)
 
 
 def main(config: PlanConfig) -> int:
@@ -83,13 +80,7 @@ def make_plan(config: PlanConfig) -> Plan:
     config = decide_sft(
         config, Path(config.model.model.rstrip("/\\")).name or "model", facts.shape.context, machine.count
     )
-    data = _data(config, model.directory)
-    training = training_of(config, facts, machine, data if config.data.dataset else None)
-    if not config.data.dataset and options.row_tokens:
-        training = replace(training, length=min(training.length, options.row_tokens))
-    train = memory.estimate(facts.shape, training, stored_bytes=stored_bytes(facts, True, machine))
-    steps, seconds = _training_time(config, facts, machine, data, training)
-    fitting = remedies.fits(train.total, machine)
+    train = plan_training(config, facts, machine, _data(config, model.directory), held_out_share(config))
     dtype, _ = dtype_of(config, facts, machine)
     kept = stored_bytes(facts, False, machine)
     bits = weight_bits(config)
@@ -110,12 +101,7 @@ def make_plan(config: PlanConfig) -> Plan:
         config=config,
         facts=facts,
         machine=machine,
-        data=data,
-        training=training,
         train=train,
-        steps=steps,
-        seconds=seconds,
-        remedy=None if fitting else remedies.cheapest(facts, training, machine),
         inference=together if remedies.fits(together.total, machine) else inference,
         rows_at_once=options.max_batch_size if remedies.fits(together.total, machine) else 1,
         context=context,
@@ -128,58 +114,11 @@ def make_plan(config: PlanConfig) -> Plan:
 
 def _data(config: PlanConfig, model_directory: Path) -> RowFacts:
     if config.data.dataset:
-        tokenizer = model_directory / "tokenizer.json"
-        return row_facts(
-            config.data.dataset,
-            dataset_dir=config.data.dataset_dir,
-            use_hf=config.model.use_hf,
-            columns=config.data.columns,
-            tokenizer=tokenizer if tokenizer.is_file() else None,
-        )
+        return local_rows(config, model_directory)
     options = config.planning
     tokens = options.row_tokens or config.chat.max_length or 2048
-    return assumed(
-        options.rows or DEFAULT_ROWS, tokens, f"no --dataset: {options.rows or DEFAULT_ROWS} rows of {tokens} tokens"
-    )
-
-
-def _training_time(
-    config: PlanConfig, facts: ModelFacts, machine: Machine, data: RowFacts, training: Training
-) -> tuple[int, timing.Range]:
-    """(optimizer steps, seconds of all of them)."""
-    held_out = 0 if config.data.val_dataset else config.data.split_dataset_ratio
-    rows = max(1, round(data.rows * (1 - held_out)))
-    per_step = training.batch * machine.count * training.accumulation
-    steps = math.ceil(rows / per_step * config.training.num_train_epochs)
-    if config.training.max_steps > 0:
-        steps = config.training.max_steps
-    most = config.chat.max_length or training.length
-    width = data.mean_of_longest(training.batch, most)
-    tokens = steps * per_step * width
-    return steps, timing.training_seconds(facts.shape, training, machine, tokens, width)
-
-
-def command_line(config: PlanConfig, changes: Mapping[str, Any] | None = None, processes: int = 1) -> str:
-    """`swift sft` with what the user typed and these changes, ready for a shell."""
-    typed = {name: config.value(name) for name in config.specs() if config.given(name)}
-    typed = {name: value for name, value in typed.items() if config.specs()[name].section not in ("planning", "common")}
-    for name, value in (changes or {}).items():
-        typed.pop("optim" if name == "optim" else name, None)
-        typed[name] = value
-    words = [f"NPROC_PER_NODE={processes}"] if processes > 1 else []
-    words += ["swift", "sft"]
-    for name, value in typed.items():
-        words.append(f"--{name}")
-        words += [_word(item) for item in (value if isinstance(value, (tuple, list)) else [value])]
-    return " ".join(words)
-
-
-def _word(value: Any) -> str:
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Mapping):
-        return shlex.quote(json.dumps(value, ensure_ascii=False))
-    return shlex.quote(f"{value:g}" if isinstance(value, float) else str(value))
+    rows = options.rows or DEFAULT_ROWS
+    return assumed(rows, tokens, options.row_tokens is not None, f"no --dataset: {rows} rows of {tokens} tokens")
 
 
 # ---- what is shown ----
@@ -187,7 +126,7 @@ def _word(value: Any) -> str:
 
 def report(plan: Plan) -> str:
     """The plan as text, one screen."""
-    lines = [*_about(plan), "", *_training_lines(plan), "", *_inference_lines(plan)]
+    lines = [*_about(plan), "", *training_lines(plan.train), "", *_inference_lines(plan)]
     return "\n".join(lines)
 
 
@@ -195,7 +134,7 @@ def _about(plan: Plan) -> list[str]:
     facts, shape = plan.facts, plan.facts.shape
     exact = "" if shape.exact or shape.stored else " (about: this architecture's details aren't known)"
     active = shape.active if any(x.experts for x in shape.layers) else 0
-    count = f"{_count(shape.parameters)} parameters{exact}" + (f", {_count(active)} active" if active else "")
+    count = f"{count_of(shape.parameters)} parameters{exact}" + (f", {count_of(active)} active" if active else "")
     stored = f"stored {facts.quantization}" if facts.quantization else f"stored {facts.dtype}"
     size = f"{len(shape.layers)} layers, context {shape.context or 'unknown'}"
     return [
@@ -206,54 +145,9 @@ def _about(plan: Plan) -> list[str]:
     ]
 
 
-def _training_lines(plan: Plan) -> list[str]:
-    t, config = plan.training, plan.config
-    how = "all parameters" if t.full else f"LoRA rank {t.rank} on {' '.join(t.targets)}"
-    bits = f", {t.weight_bits}-bit weights" if t.weight_bits else ""
-    checkpointing = "on" if t.checkpointing else "off"
-    batches = f"batch {t.batch} x {t.accumulation} rows of up to {t.length} tokens, checkpointing {checkpointing}"
-    lines = [f"training {how} ({_count(plan.train.trainable)} parameters), {t.dtype}{bits}, {batches}"]
-    lines += _part_lines(plan.train, plan.machine)
-    epochs = (
-        ""
-        if config.training.max_steps > 0
-        else f" ({plan.data.rows} rows x {config.training.num_train_epochs:g} epochs)"
-    )
-    lines.append(f"  time   {plan.steps} steps{epochs}: {_span(plan.seconds)}")
-    if plan.data.note:
-        lines.append(f"         {plan.data.note}")
-    return lines + _remedy_lines(plan)
-
-
-def _part_lines(found: Estimate, machine: Machine) -> list[str]:
-    lines = [f"  {name:<12} {human_bytes(size):>9}" for name, size in found.parts.items() if size]
-    share = found.total / machine.memory if machine.memory else math.inf
-    verdict = "fits" if remedies.fits(found.total, machine) else "DOES NOT FIT"
-    return [
-        *lines,
-        f"  {'peak':<12} {human_bytes(found.total):>9}  of {human_bytes(machine.memory)} ({share:.0%}): {verdict}",
-    ]
-
-
-def _remedy_lines(plan: Plan) -> list[str]:
-    processes = plan.machine.count
-    if plan.fits:
-        return ["", f"  {command_line(plan.config, processes=processes)}"]
-    if plan.remedy is None:
-        gpus = fitting_gpus(plan.train.total)
-        bigger = f"the smallest GPU that would do: {gpus[0]}" if gpus else "no single GPU of the table would do"
-        return ["", f"  no change of options makes it fit; {bigger}"]
-    found = plan.remedy
-    return [
-        "",
-        f"  the cheapest change that fits, {human_bytes(found.estimate.total)}: {', '.join(found.reasons)}",
-        f"  {command_line(plan.config, found.options, processes)}",
-    ]
-
-
 def _inference_lines(plan: Plan) -> list[str]:
     rows = f"{plan.rows_at_once} requests at once" if plan.rows_at_once > 1 else "one request"
-    lines = [f"inference {rows} of {plan.context} tokens", *_part_lines(plan.inference, plan.machine)]
+    lines = [f"inference {rows} of {plan.context} tokens", *part_lines(plan.inference, plan.machine)]
     low, high = plan.speed.low, plan.speed.high
     lines.append(f"  speed  {low:.3g} to {high:.3g} tokens per second for one request")
     serving = plan.serving
@@ -270,20 +164,9 @@ def _inference_lines(plan: Plan) -> list[str]:
     return lines
 
 
-def _count(number: float) -> str:
-    for size, unit in ((1e12, "T"), (1e9, "B"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.3g} {unit}"
-    return str(int(number))
-
-
-def _span(seconds: timing.Range) -> str:
-    return f"about {timing.human_seconds(seconds.low)} to {timing.human_seconds(seconds.high)}"
-
-
 def as_dict(plan: Plan) -> dict[str, Any]:
     """The plan as JSON values; sizes in bytes, times in seconds."""
-    remedy = plan.remedy
+    remedy = plan.train.remedy
     return {
         "model": {
             "name": plan.facts.name,
@@ -296,23 +179,23 @@ def as_dict(plan: Plan) -> dict[str, Any]:
         },
         "machine": asdict(plan.machine),
         "training": {
-            "setup": asdict(plan.training),
-            "trainable": plan.train.trainable,
-            "parts": dict(plan.train.parts),
-            "total": plan.train.total,
-            "fits": plan.fits,
-            "steps": plan.steps,
-            "seconds": [plan.seconds.low, plan.seconds.high],
+            "setup": asdict(plan.train.training),
+            "trainable": plan.train.estimate.trainable,
+            "parts": dict(plan.train.estimate.parts),
+            "total": plan.train.estimate.total,
+            "fits": plan.train.fits,
+            "steps": plan.train.steps,
+            "seconds": [plan.train.seconds.low, plan.train.seconds.high],
             "command": command_line(plan.config, remedy.options if remedy else None, plan.machine.count),
         },
         "remedy": None
         if remedy is None
         else {"options": dict(remedy.options), "reasons": list(remedy.reasons), "total": remedy.estimate.total},
         "data": {
-            "rows": plan.data.rows,
-            "longest": plan.data.longest,
-            "answer_share": plan.data.answer_share,
-            "note": plan.data.note,
+            "rows": plan.train.data.rows,
+            "longest": plan.train.data.longest,
+            "answer_share": plan.train.data.answer_share,
+            "note": plan.train.data.note,
         },
         "inference": {
             "rows": plan.rows_at_once,

@@ -33,13 +33,14 @@ PER_ROW = 20  # a default system prompt, roughly
 @dataclass(frozen=True)
 class RowFacts:
     """`lengths`: tokens of sampled rows, ascending. `answer_share`: share of the text that assistants speak. `exact`:
-    every row was looked at. `note`: what the figures rest on."""
+    every row was looked at. `note`: what the figures rest on. `assumed`: there are no rows, only figures."""
 
     rows: int
     lengths: tuple[int, ...]
     answer_share: float
     exact: bool
     note: str = ""
+    assumed: bool = False
 
     @property
     def longest(self) -> int:
@@ -56,9 +57,9 @@ class RowFacts:
         return sum(min(n, most) * weight for n, weight in zip(self.lengths, ranks, strict=True))
 
 
-def assumed(rows: int, tokens: int, note: str = "") -> RowFacts:
-    """Rows of one length, for a plan without data."""
-    return RowFacts(rows, (tokens,), 1.0, False, note)
+def assumed(rows: int, tokens: int, exact: bool, note: str = "") -> RowFacts:
+    """Rows of one length, for a plan without data; `exact`: none is longer."""
+    return RowFacts(rows, (tokens,), 1.0, exact, note, assumed=True)
 
 
 def row_facts(

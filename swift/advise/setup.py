@@ -22,7 +22,7 @@ def dtype_of(config: SftConfig, facts: ModelFacts, machine: Machine) -> tuple[st
     return machine.dtype, f"at home on {machine.name}"
 
 
-def training_of(config: SftConfig, facts: ModelFacts, machine: Machine, data: RowFacts | None) -> Training:
+def training_of(config: SftConfig, facts: ModelFacts, machine: Machine, data: RowFacts) -> Training:
     """What `estimate` takes. `config` is decided (see `decide_sft`); UsageError for what can't be planned."""
     tuner, training, quant = config.tuner, config.training, config.quantization
     dtype, _ = dtype_of(config, facts, machine)
@@ -31,7 +31,7 @@ def training_of(config: SftConfig, facts: ModelFacts, machine: Machine, data: Ro
     if full and bits:
         raise UsageError("quantized weights can't be trained", where="--tuner_type full", fix="--tuner_type lora")
     length = config.chat.max_length or 2048
-    if data is not None and data.exact:
+    if data.exact:
         length = min(length, data.longest)
     mixed = training.bf16 or training.fp16
     return Training(
@@ -53,8 +53,8 @@ def training_of(config: SftConfig, facts: ModelFacts, machine: Machine, data: Ro
         weight_bits=bits,
         double_quant=quant.bnb_4bit_use_double_quant,
         attention=config.model.attn_impl or "sdpa",
-        label_share=data.answer_share if data is not None else 1.0,
-        rows_differ=data is None or len(set(data.lengths)) > 1,
+        label_share=data.answer_share,
+        rows_differ=data.assumed or len(set(data.lengths)) > 1,
         processes=machine.count,
         device=machine.kind,
         glibc=machine.kind == "cpu" and uses_glibc(),

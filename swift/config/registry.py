@@ -12,7 +12,8 @@ class Command:
     """`config` and `main` are "module:name". `positional` names the option that words before the first option are for.
 
     `forced` are values that make one command a variant of another, and `launch` says that it starts through torchrun
-    when NPROC_PER_NODE or NNODES ask for it. A command without `main` is known but not built.
+    when NPROC_PER_NODE or NNODES ask for it. `advice` names what `main` takes as its second argument: a look at the
+    decided config from a room that `main` may not import. A command without `main` is known but not built.
     """
 
     config: str | None = None
@@ -20,6 +21,7 @@ class Command:
     positional: str | None = None
     forced: tuple[tuple[str, Any], ...] = ()
     launch: bool = False
+    advice: str | None = None
 
 
 COMMANDS: dict[str, Command] = {
@@ -29,12 +31,15 @@ COMMANDS: dict[str, Command] = {
     "list-datasets": Command(
         "swift.config.commands:ListDatasetsConfig", "swift.catalog.listing:list_datasets", positional="query"
     ),
-    "sft": Command("swift.config.commands:SftConfig", "swift.train.sft:main", launch=True),
+    "sft": Command(
+        "swift.config.commands:SftConfig", "swift.train.sft:main", launch=True, advice="swift.advise.fit:before_weights"
+    ),
     "pt": Command(
         "swift.config.commands:SftConfig",
         "swift.train.sft:main",
         forced=(("use_chat_template", False), ("loss_scale", "all")),
         launch=True,
+        advice="swift.advise.fit:before_weights",
     ),
     "data": Command("swift.config.commands:DataConfig", "swift.train.preview:main", positional="dataset"),
     "infer": Command("swift.config.commands:InferConfig", "swift.engines.infer:main"),

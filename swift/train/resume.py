@@ -26,6 +26,7 @@ OF_THE_SITTING = {
     "output_dir",
     "add_version",
     "dry_run",
+    "force",
     "hub_token",
 }
 # Sections whose options are part of what the saved state means.

@@ -24,7 +24,7 @@ from swift.train.checkpoints import clean_leftovers
 from swift.train.examples import Examples, prepare_examples
 from swift.train.interrupt import Interrupt
 from swift.train.resume import ResumePoint
-from swift.train.sft import Setup
+from swift.train.sft import Advice, Setup
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -77,7 +77,7 @@ def _decide_autocast(config: SftConfig, dtype: str) -> SftConfig:
     return config
 
 
-def train(setup: Setup, loading: LoadPlan) -> int:
+def train(setup: Setup, loading: LoadPlan, advice: Advice | None = None) -> int:
     """Read, encode, load, train, report; the exit code."""
     from swift.models.load import load_tokenizer
 
@@ -92,6 +92,11 @@ def train(setup: Setup, loading: LoadPlan) -> int:
     _check_same_rows(setup, examples)
     for line in loading.lines():
         log.info(line)
+    if advice is not None:
+        rows = examples.train
+        share = int(rows.trained.sum()) / int(rows.lengths.sum())
+        for line in advice(config, setup.model, rows.lengths.tolist(), share):
+            log.info(line)
     return _train(setup, loading, tokenizer, examples)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,10 @@ from swift.say import speak
 from swift.train import resume
 from swift.train.checkpoints import require_state
 from swift.train.resume import ResumePoint
+
+# (decided config, model, tokens of each training row or None in a dry run, share of tokens that are learned) -> lines
+# to show of memory and time; ResourceError for what surely can't fit.
+Advice = Callable[[SftConfig, LocalModel, "Sequence[int] | None", float], list[str]]
 
 log = logging.getLogger("swift")
 
@@ -41,7 +46,7 @@ class Setup:
     world_size: int
 
 
-def main(config: SftConfig) -> int:
+def main(config: SftConfig, advice: Advice | None = None) -> int:
     """Train; 0, or 128 + the signal's number after Ctrl-C or SIGTERM (a checkpoint was saved then)."""
     speak(config.logging.log_level)
     setup = prepare(config)
@@ -50,8 +55,10 @@ def main(config: SftConfig) -> int:
     setup, loading = plan(setup)
     if setup.config.common.dry_run:
         print(explain(setup.config))
+        for line in advice(setup.config, setup.model, None, 1.0) if advice else ():
+            print(line)
         return 0
-    return train(setup, loading)
+    return train(setup, loading, advice)
 
 
 def prepare(config: SftConfig) -> Setup:

