@@ -71,7 +71,8 @@ def row_facts(
     lengths = sorted(n for part in parts for n in _weighted(part, total))
     share = sum(part.answer_share * part.rows for part in parts) / total
     notes = [part.note for part in parts if part.note]
-    return RowFacts(total, tuple(lengths), share, all(part.exact for part in parts), "; ".join(notes))
+    exact, invented = all(part.exact for part in parts), all(part.assumed for part in parts)
+    return RowFacts(total, tuple(lengths), share, exact, "; ".join(notes), invented)
 
 
 def _weighted(part: RowFacts, total: int) -> Iterator[int]:
@@ -106,9 +107,8 @@ def _one(word: str, dataset_dir: str | None, use_hf: bool, columns: dict | None,
                 spec.name, dataset_dir=dataset_dir, use_hf=use_hf, subsets=spec.subsets
             )  # raises what to say
         rows = spec.rows or (entry.rows if entry else None) or 1000
-        return assumed(
-            rows, ASSUMED_TOKENS, f"{spec.name} is not on this machine: {ASSUMED_TOKENS} tokens a row are assumed"
-        )
+        note = f"{spec.name} is not on this machine: {ASSUMED_TOKENS} tokens a row are assumed"
+        return assumed(rows, ASSUMED_TOKENS, exact=False, note=note)
     data = resolve_dataset(spec.name, dataset_dir=dataset_dir, use_hf=use_hf, subsets=spec.subsets)
     mapping = ColumnMap({**(dict(data.entry.columns) if data.entry else {}), **(columns or {})})
     texts, seen, ended = _sample(data.files, mapping)

@@ -306,14 +306,14 @@ def test_steps_follow_rows_batch_accumulation_epochs_and_processes(tmp_path):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"query": "a", "response": "b"}\n' * 100)
     common = ("--model", model(tmp_path / "m"), "--dataset", str(file), "--num_train_epochs", "2")
-    assert plan_of(*common, "--gpu", "A100").steps == 13  # 100 * 2 / 16, rounded up
+    assert plan_of(*common, "--gpu", "A100").train.steps == 13  # 100 * 2 / 16, rounded up
     assert (
         plan_of(
             *common, "--gpu", "A100 x4", "--gradient_accumulation_steps", "1", "--per_device_train_batch_size", "2"
-        ).steps
+        ).train.steps
         == 25
     )
-    assert plan_of(*common, "--gpu", "A100", "--max_steps", "7").steps == 7
+    assert plan_of(*common, "--gpu", "A100", "--max_steps", "7").train.steps == 7
     assert as_dict(plan_of(*common, "--gpu", "A100"))["data"]["rows"] == 100
 
 
