@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from swift.config.advising import DoctorOptions, EnvOptions, PlanOptions
 from swift.config.chat import ChatOptions
-from swift.config.data import DataOptions, PreviewOptions
+from swift.config.data import DataOptions, EncodingOptions, PreviewOptions, SupplyOptions
 from swift.config.export import ExportOptions
 from swift.config.generation import GenerationOptions, InferOptions
 from swift.config.model import ModelOptions, QuantizationOptions
@@ -81,6 +81,8 @@ class SftConfig(Config):
     quantization: QuantizationOptions = QuantizationOptions()
     chat: ChatOptions = ChatOptions()
     data: DataOptions = DataOptions()
+    encoding: EncodingOptions = EncodingOptions()
+    supply: SupplyOptions = SupplyOptions()
     tuner: TunerOptions = TunerOptions()
     training: TrainingOptions = TrainingOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
@@ -116,6 +118,7 @@ class ExportConfig(Config):
     quantization: QuantizationOptions = QuantizationOptions()
     chat: ChatOptions = ChatOptions()
     data: DataOptions = DataOptions()
+    encoding: EncodingOptions = EncodingOptions()
     export: ExportOptions = ExportOptions()
     common: CommonOptions = CommonOptions()
 

@@ -16,14 +16,28 @@ class DataOptions:
     columns: dict | None = option()
     dataset_shuffle: bool = option(True)
     val_dataset_shuffle: bool = option(False)
+    interleave_prob: tuple[float, ...] = option((), aliases=("interleave_probs",))
+    stopping_strategy: str = option("first_exhausted", choices=("first_exhausted", "all_exhausted"))
     data_seed: int | None = option()
-    dataset_num_proc: int | None = option(low=1, aliases=("preprocess_num_proc", "preprocessing_num_workers"))
-    load_from_cache_file: bool = option(True)
     strict: bool = option(False)
     max_drop_ratio: float | None = option(low=0.0, high=1.0)
     model_name: tuple[str, ...] = option(())
     model_author: tuple[str, ...] = option(())
     custom_dataset_info: tuple[str, ...] = option(())
+
+
+@dataclass(frozen=True)
+class EncodingOptions:
+    dataset_num_proc: int | None = option(low=1, aliases=("preprocess_num_proc", "preprocessing_num_workers"))
+    load_from_cache_file: bool = option(True)
+
+
+@dataclass(frozen=True)
+class SupplyOptions:
+    """How encoded rows reach the trainer."""
+
+    cached_dataset: tuple[str, ...] = option(())
+    cached_val_dataset: tuple[str, ...] = option(())
 
 
 @dataclass(frozen=True)

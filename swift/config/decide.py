@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import TypeVar
 
-from swift.config.commands import SftConfig
+from swift.config.commands import ExportConfig, SftConfig
 from swift.errors import UsageError
 
+E = TypeVar("E", SftConfig, ExportConfig)
 GLOBAL_BATCH = 16
 DEFAULT_MAX_LENGTH = 2048
 METRICS = ("loss", "token_acc")
@@ -33,8 +35,7 @@ def decide_sft(config: SftConfig, model_name: str, context: int | None, world_si
         _learning_rate,
         lambda c: _accumulation(c, world_size),
         _warmup,
-        lambda c: _max_length(c, context),
-        _plain_text,
+        lambda c: decide_chat(c, context),
         _evaluation,
         _saving,
     )
@@ -91,7 +92,12 @@ def _warmup(config: SftConfig) -> SftConfig:
     return config.decide("the first twentieth of the steps", warmup_ratio=0.05)
 
 
-def _max_length(config: SftConfig, context: int | None) -> SftConfig:
+def decide_chat(config: E, context: int | None) -> E:
+    """How rows are encoded: for training, and for cached data sets that training reads."""
+    return _plain_text(_max_length(config, context))
+
+
+def _max_length(config: E, context: int | None) -> E:
     if config.chat.max_length is not None:
         return config
     limit = config.model.max_model_len or context
@@ -101,7 +107,7 @@ def _max_length(config: SftConfig, context: int | None) -> SftConfig:
     return config.decide(why, max_length=DEFAULT_MAX_LENGTH)
 
 
-def _plain_text(config: SftConfig) -> SftConfig:
+def _plain_text(config: E) -> E:
     """Without a chat template there are no turns: everything is learned, and a long text is cut in pieces."""
     if config.chat.use_chat_template:
         return config
@@ -120,7 +126,7 @@ def _plain_text(config: SftConfig) -> SftConfig:
 
 
 def has_validation(config: SftConfig) -> bool:
-    return bool(config.data.val_dataset) or config.data.split_dataset_ratio > 0
+    return bool(config.data.val_dataset or config.supply.cached_val_dataset) or config.data.split_dataset_ratio > 0
 
 
 def _evaluation(config: SftConfig) -> SftConfig:

@@ -9,9 +9,8 @@ from __future__ import annotations
 TOPICS: dict[str, str] = {
     "encoding": "agent_template norm_bbox max_pixels sequence_parallel_size is_binary_loss_scale "
     "preserve_thinking add_non_thinking_prefix disable_ignore_empty_think padding_free model_kwargs",
-    "data": "cached_dataset cached_val_dataset streaming interleave_prob stopping_strategy "
-    "shuffle_buffer_size download_mode disable_auto_column_mapping packing packing_length "
-    "packing_num_proc packing_strategy to_cached_dataset decision_type",
+    "data": "streaming shuffle_buffer_size download_mode disable_auto_column_mapping packing packing_length "
+    "packing_num_proc packing_strategy decision_type",
     "heads": "task_type num_labels problem_type reranker_use_activation loss_type mrl_dims metric eval_metric "
     "predict_with_generate eval_generation_config center_rewards_coefficient",
     "loading": "local_repo_path init_strategy hqq_axis external_plugins custom_register_path use_ray ray_exp_name "

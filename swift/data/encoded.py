@@ -73,6 +73,12 @@ class EncodedDataset(Sequence[dict[str, Any]]):
                 digest.update(np.ascontiguousarray(part).data)
         return digest.hexdigest()
 
+    def save(self, directory: Path) -> None:
+        """Write the arrays as a `Builder` with this directory would."""
+        for name, kind in ARRAYS.items():
+            if (values := getattr(self, name)) is not None:
+                np.ascontiguousarray(values, kind).tofile(directory / f"{name}.bin")
+
     @classmethod
     def load(cls, directory: Path) -> EncodedDataset:
         """Map the arrays that a `Builder` wrote into `directory`."""

@@ -29,7 +29,6 @@ from swift.errors import DataError, UsageError
 from swift.hub import LocalData, resolve_dataset
 
 DEFAULT_SEED = 42
-STOPPING = ("first_exhausted", "all_exhausted")
 Resolve = Callable[..., LocalData]
 
 
@@ -63,8 +62,6 @@ def load_rows(
     hub_token: str | None = None,
     need_response: bool = True,
     keep_columns: bool = False,
-    interleave_prob: Sequence[float] = (),
-    stopping_strategy: str = "first_exhausted",
     check: bool = True,
     resolve: Resolve = resolve_dataset,
 ) -> Loaded:
@@ -72,13 +69,14 @@ def load_rows(
 
     `need_response` False also takes rows without an answer (what inference and online RL read). `keep_columns` keeps
     columns that the canonical row doesn't have. `resolve` finds a name's files, as `swift.hub.resolve_dataset` does.
-    `interleave_prob`, one for each data set, mixes them by chance until one has no row left ("first_exhausted") or all
-    have been used up ("all_exhausted"); without it they follow each other or are shuffled together.
+    The options' `interleave_prob`, one for each data set, mixes them by chance until one has no row left
+    ("first_exhausted") or all have been used up ("all_exhausted"); without it they follow each other or are shuffled
+    together.
     DataError for missing, empty or wholly bad data and, with `check`, under `strict` for any dropped row and when more
     than `max_drop_ratio` of the rows are dropped; UsageError for a wrong data set word.
     """
     loader = _Loader(options, use_hf, hub_token, need_response, keep_columns, resolve)
-    loaded = loader.load(tuple(interleave_prob), stopping_strategy)
+    loaded = loader.load(options.interleave_prob, options.stopping_strategy)
     if check:
         loaded.report.check(strict=options.strict, max_drop_ratio=options.max_drop_ratio)
     return loaded
@@ -106,7 +104,7 @@ class _Loader:
         if options.val_dataset and options.split_dataset_ratio:
             self.report.remarks.append("--split_dataset_ratio is not used: --val_dataset names the rows to evaluate on")
         if probabilities:
-            _check_mix(probabilities, stopping, len(options.dataset))
+            _check_mix(probabilities, len(options.dataset))
         chosen = [self._dataset(word, n, ratio, options.dataset_shuffle) for n, word in enumerate(options.dataset)]
         val = _joined([part for _, part in chosen])
         train = self._mixed([part for part, _ in chosen], probabilities, stopping)
@@ -257,15 +255,11 @@ def _joined(parts: list[np.ndarray]) -> np.ndarray:
     return np.concatenate([np.empty(0, np.int64), *parts])
 
 
-def _check_mix(probabilities: tuple[float, ...], stopping: str, datasets: int) -> None:
+def _check_mix(probabilities: tuple[float, ...], datasets: int) -> None:
     if len(probabilities) != datasets or min(probabilities) <= 0 or abs(sum(probabilities) - 1) > 1e-6:
         what = f"{' '.join(f'{p:g}' for p in probabilities)} for {datasets} data sets"
         fix = "one probability above 0 for each --dataset, adding up to 1"
         raise UsageError(what, where="--interleave_prob", fix=fix)
-    if stopping not in STOPPING:
-        raise UsageError(
-            f"{stopping!r} is not known", where="--stopping_strategy", fix=f"one of: {', '.join(STOPPING)}"
-        )
 
 
 def _store(store: RowStore, data: dict[str, Any], source: Source) -> int:

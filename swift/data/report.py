@@ -46,6 +46,16 @@ class SplitCount:
     def examples(self) -> int:
         return len(self.lengths)
 
+    @classmethod
+    def joined(cls, name: str, parts: Sequence[SplitCount]) -> SplitCount:
+        """The counts of all parts, in order, with their arrays."""
+        whole = cls(name)
+        for part in parts:
+            whole.join(part)
+        whole.lengths = np.concatenate([part.lengths for part in parts])
+        whole.trained = np.concatenate([part.trained for part in parts])
+        return whole
+
     def join(self, later: SplitCount) -> None:
         """Add the counts of the rows that come after these; not the arrays."""
         self.rows, self.used, self.extra = self.rows + later.rows, self.used + later.used, self.extra + later.extra

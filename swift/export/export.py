@@ -1,4 +1,5 @@
-"""`swift export`: merges adapters into their base. Quantization and conversion are not built yet, and say so.
+"""`swift export`: merges adapters into their base, encodes data sets ahead. Quantization and conversion are not built
+yet, and say so.
 
 Promises: options and files are checked before torch is imported; --dry_run writes and loads nothing.
 """
@@ -44,6 +45,10 @@ ABSORBED: dict[str, Any] = {
 def main(config: ExportConfig) -> int:
     """Run `swift export`; 0, or an error."""
     speak(stream="stderr")
+    if config.export.to_cached_dataset:
+        from swift.export.cached import export_rows
+
+        return export_rows(config)
     if config.given("quant_method") or config.given("quant_bits"):
         named = config.quantization.quant_method or f"{config.quantization.quant_bits} bits"
         fix = "--load_in_8bit / --load_in_4bit quantize while loading (swift infer, swift sft)"

@@ -38,6 +38,9 @@ OTHER_JSON = ("generation_config.json", "preprocessor_config.json", "processor_c
 _SHARD = re.compile(r"^(?P<stem>.+)-(?P<number>\d{5})-of-(?P<total>\d{5})(?P<suffix>\.\w+)$")
 
 
+CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+
+
 @dataclass(frozen=True)
 class ModelFiles:
     """A model directory (or GGUF file) whose files are there and whole.
@@ -60,6 +63,12 @@ class ModelFiles:
     @property
     def is_gguf(self) -> bool:
         return self.gguf is not None
+
+    @property
+    def context(self) -> int | None:
+        """The longest input in tokens, as config.json says."""
+        config = self.config.get("text_config") or self.config
+        return next((int(config[key]) for key in CONTEXT_KEYS if isinstance(config.get(key), int)), None)
 
 
 @dataclass(frozen=True)

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from swift import runs
-from swift.chat.template import choose_template
 from swift.config.commands import SftConfig
 from swift.data import DataReport, EncodedDataset, PadCollator, Prepared, Rows, make_encoder, prepare, write_rows
-from swift.data.prepare import refuse_nothing
+from swift.data.prepare import refuse_nothing, use_template
 from swift.errors import DataError
 from swift.hub import LocalModel
 
@@ -63,14 +62,14 @@ def prepare_rows(
 
     Returns the config with the template that was chosen, so that the run's args.json holds it.
     """
-    config, template = _template(config, model, tokenizer)
-    if template is not None:
-        tokenizer.chat_template = template  # a tokenizer saved with the weights carries what they were trained with
+    config, template = use_template(config, model, tokenizer)
     encoder = make_encoder(config.chat, tokenizer, template, model.directory)
     options, training = config.model, config.training
     prepared = prepare(
         config.data,
         encoder,
+        encoding=config.encoding,
+        supply=config.supply,
         seed=training.seed,
         use_hf=options.use_hf,
         hub_token=options.hub_token,
@@ -90,9 +89,9 @@ def check_rows(config: SftConfig, prepared: Prepared) -> None:
     """DataError when too many rows are lost, or none is left to train or evaluate on."""
     report, data = prepared.report, config.data
     report.check(strict=data.strict, max_drop_ratio=data.max_drop_ratio)
-    refuse_nothing(report.split("train"), "train on", data.dataset)
+    refuse_nothing(report.split("train"), "train on", _named(config, "dataset"))
     if prepared.val is not None:
-        refuse_nothing(report.split("val"), "evaluate on", data.val_dataset or data.dataset)
+        refuse_nothing(report.split("val"), "evaluate on", _named(config, "val_dataset") or _named(config, "dataset"))
     elif config.evaluation.eval_strategy != "no":
         raise DataError(
             f"no row is left to evaluate on: {data.split_dataset_ratio:g} of {report.rows_read} rows",
@@ -112,12 +111,6 @@ def prepare_examples(
     return config, Examples(train, prepared.val, collate, train.fingerprint(), prepared.source, prepared)
 
 
-def _template(config: SftConfig, model: LocalModel, tokenizer: Any) -> tuple[SftConfig, str | None]:
-    """The Jinja text to use, None for the tokenizer's own; a choice made here is kept in the config."""
-    if not config.chat.use_chat_template:
-        return config, None
-    family = model.entry.template if model.entry else None
-    choice = choose_template(config.chat.template, tokenizer.chat_template, family, model.path)
-    if choice.fallback is not None:
-        config = config.decide(f"the model has no chat template: {choice.why}", template=choice.fallback)
-    return config, choice.text
+def _named(config: SftConfig, option: str) -> tuple[str, ...]:
+    """The data sets that an option and its cached sister name."""
+    return (*config.value(option), *config.value(f"cached_{option}"))

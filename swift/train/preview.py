@@ -31,7 +31,7 @@ USED = (
     "output_dir",
     "log_level",
 )
-SECTIONS = ("model", "chat", "data", "preview", "common")
+SECTIONS = ("model", "chat", "data", "encoding", "supply", "preview", "common")
 
 log = logging.getLogger("swift")
 
@@ -39,14 +39,14 @@ log = logging.getLogger("swift")
 def main(config: DataConfig) -> int:
     """Print the report and the first rows; 0, or the error that a threshold of the user's makes of it."""
     speak(config.logging.log_level, stream="stderr" if config.preview.json else "stdout")
-    if not config.data.dataset:
+    if not config.data.dataset and not config.supply.cached_dataset:
         raise UsageError("no data", fix="--dataset FILE_OR_NAME ..., see swift list-datasets")
     aside = [
         f"--{name}" for name, spec in config.specs().items() if config.given(name) and not _counts(name, spec.section)
     ]
     if aside:
         log.info("these concern the training, not its data: %s", " ".join(aside))
-    if config.model.model is None and not config.model.adapters:
+    if config.model.model is None and not config.model.adapters and not config.supply.cached_dataset:
         return _rows_only(config)
     setup = prepare(config)
     config = setup.config

@@ -31,8 +31,6 @@ Advice = Callable[[SftConfig, LocalModel, "Sequence[int] | None", float], list[s
 
 log = logging.getLogger("swift")
 
-CONTEXT_KEYS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
-
 
 @dataclass(frozen=True)
 class Setup:
@@ -67,7 +65,11 @@ def prepare(config: SftConfig) -> Setup:
     config, adapter = _from_adapter(config)
     if config.model.model is None:
         raise UsageError("no model", fix="--model DIRECTORY_OR_NAME, see swift list-models")
-    if not config.data.dataset:
+    if config.supply.cached_dataset or config.supply.cached_val_dataset:
+        from swift.data.cached import take_over_cached
+
+        config = take_over_cached(config)
+    if not config.data.dataset and not config.supply.cached_dataset:
         raise UsageError("no data", fix="--dataset FILE_OR_NAME ..., see swift list-datasets")
     model = resolve_model(
         config.model.model,
@@ -78,7 +80,7 @@ def prepare(config: SftConfig) -> Setup:
     )
     files = check_model_files(model.path)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
-    config = decide_sft(config, _label(config.model.model), _context(files), world_size)
+    config = decide_sft(config, _label(config.model.model), files.context, world_size)
     for name in ("output_dir", "logging_dir"):
         _check_writable(config.value(name))
     return Setup(config, model, files, adapter, point, world_size)
@@ -87,11 +89,6 @@ def prepare(config: SftConfig) -> Setup:
 def _label(model: str) -> str:
     """A directory name for the runs of a model."""
     return Path(model.rstrip("/\\")).name.removesuffix(".gguf") or "model"
-
-
-def _context(files: ModelFiles) -> int | None:
-    config = files.config.get("text_config") or files.config
-    return next((int(config[key]) for key in CONTEXT_KEYS if isinstance(config.get(key), int)), None)
 
 
 def _check_writable(place: str | None) -> None:

@@ -88,7 +88,7 @@ def test_repeats_never_reach_the_other_side_of_the_split(tmp_path):
 def test_interleaving_by_probabilities(tmp_path, stopping):
     files = (save(tmp_path / "a.jsonl", rows(600, "a")), save(tmp_path / "b.jsonl", rows(300, "b")))
     mix = {"interleave_prob": (0.8, 0.2), "stopping_strategy": stopping}
-    loaded = load_rows(DataOptions(dataset=files), **mix)
+    loaded = load_rows(DataOptions(dataset=files, **mix))
     found = queries(loaded.train)
     a, b = [q for q in found if q.startswith("qa")], [q for q in found if q.startswith("qb")]
     assert 0.72 < len(a) / len(found) < 0.88
@@ -97,14 +97,14 @@ def test_interleaving_by_probabilities(tmp_path, stopping):
     else:
         assert len(set(a)) == 600 and len(b) == len(set(b)) == 300 and len(a) > 1000
     assert found != a + b and loaded.report.problems() == []
-    assert queries(load_rows(DataOptions(dataset=files), **mix).train) == found
+    assert queries(load_rows(DataOptions(dataset=files, **mix)).train) == found
 
 
 @pytest.mark.parametrize("probabilities", [(1.0,), (0.5, 0.6), (1.0, 0.0), (1.5, -0.5)])
 def test_wrong_probabilities_are_a_usage_error(tmp_path, probabilities):
     file = save(tmp_path / "a.jsonl", rows(3))
     with pytest.raises(UsageError, match="interleave_prob"):
-        load_rows(DataOptions(dataset=(file, file)), interleave_prob=probabilities)
+        load_rows(DataOptions(dataset=(file, file), interleave_prob=probabilities))
 
 
 def test_val_dataset(tmp_path):
