@@ -1,0 +1,184 @@
+"""`swift eval`: from the command line's options to scores and their report.
+
+Promises: names, arguments, data and files are checked before weights are loaded; --dry_run loads no weights and writes
+nothing; every answer is on disk when it is there, so the same command after a kill asks only what is missing. How a
+number was made (backend, mode, prompts, examples, metric, split, n) stands beside it everywhere.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from swift.config.commands import EvalConfig, InferConfig
+from swift.config.generation import InferOptions
+from swift.config.record import explain
+from swift.engines import setup
+from swift.errors import MissingPackage, SwiftError, UsageError
+from swift.evaluate.answering import Answerer
+from swift.evaluate.data import Documents, load_documents
+from swift.evaluate.plans import Wanted, wanted
+from swift.evaluate.run import EvalRun, open_run
+from swift.say import speak
+
+log = logging.getLogger("swift")
+
+DEFAULT_BENCHMARK = "ARC_c"
+NOT_HERE = {
+    "loss_scale": "it concerns training",
+    "padding_side": "it concerns batches of training",
+    "max_length": "--max_model_len bounds prompt and answer",
+    "truncation_strategy": "a prompt that is too long loses its beginning, and the report counts those",
+}
+
+
+def main(config: EvalConfig) -> int:
+    """Run `swift eval` and return its exit code."""
+    speak(stream="stderr")  # stdout is for the table
+    config = decide(config)
+    if config.evaluate.compare and not _has_model(config):
+        return compare_only(config)
+    if config.evaluate.eval_backend != "Native":
+        from swift.evaluate.external import run_external
+
+        return run_external(config)
+    sets = wanted(config)
+    _check_code(config, sets)
+    inner, source = as_infer(config), None
+    if config.evaluate.eval_url is None:
+        setup.check_backend(inner)
+        inner, source = setup.find_source(inner)
+        config = replace(config, origins=inner.origins, model=inner.model, chat=inner.chat, quantization=inner.quantization)
+        sets = wanted(config)
+    if config.common.dry_run:
+        print(explain(config))
+        return 0
+    _need_harness()
+    documents = [_load(one) for one in sets]
+    if inner.infer.merge_lora and source is not None:
+        inner, source = setup.merge_adapters(inner, source)
+    with open_run(config, source, sets, documents) as run:
+        missing = run.missing()
+        answerer = build(config, inner, source) if missing else None
+        try:
+            for one, docs in missing:
+                run.measure(one, docs, _present(answerer))
+        except SwiftError as error:
+            log.warning("stopped; what is answered is kept in %s, and the same command goes on from there", run.folder)
+            raise error
+        finally:
+            if answerer is not None:
+                answerer.close()
+        return report(config, run)
+
+
+def decide(config: EvalConfig) -> EvalConfig:
+    for name, why in NOT_HERE.items():
+        if config.given(name):
+            raise UsageError(f"has no effect here: {why}", where=f"--{name}", fix="leave it out")
+    evaluate = config.evaluate
+    if evaluate.eval_url is not None:
+        for name in ("adapters", "merge_lora", "max_batch_size", "infer_backend", "torch_dtype"):
+            if config.given(name):
+                raise UsageError("--eval_url names a model that runs elsewhere", where=f"--{name}", fix="leave one out")
+    elif evaluate.api_key is not None:
+        raise UsageError("is for the endpoint that --eval_url names", where="--api_key", fix="add --eval_url URL")
+    if evaluate.eval_backend == "Native" and evaluate.extra_eval_args:
+        raise UsageError(
+            "the Native backend has no arguments of its own", where="--extra_eval_args", fix="--eval_dataset_args sets what can be set"
+        )
+    if not evaluate.eval_dataset and (not evaluate.compare or _has_model(config)):
+        config = config.decide("nothing was named", eval_dataset=(DEFAULT_BENCHMARK,))
+    return config
+
+
+def _has_model(config: EvalConfig) -> bool:
+    return bool(config.model.model or config.model.adapters or config.evaluate.eval_url)
+
+
+def _check_code(config: EvalConfig, sets: list[Wanted]) -> None:
+    for one in sets:
+        if one.benchmark.runs_code and not config.evaluate.allow_code_execution:
+            raise UsageError(
+                f"{one.benchmark.name} runs the code that the model writes",
+                where="--eval_dataset",
+                fix="--allow_code_execution true runs it in a process without network and with limits",
+            )
+
+
+def _need_harness() -> None:
+    import importlib.util
+
+    if importlib.util.find_spec("lm_eval") is None:
+        raise MissingPackage("evaluation needs lm-evaluation-harness", fix="pip install 'swift-lm[eval]'")
+
+
+def _load(one: Wanted) -> Documents:
+    documents = load_documents(one.benchmark, one.wish)
+    log.info("%s: %d questions from %s", one.benchmark.name, documents.count, documents.files[0].parent)
+    if documents.partial:
+        log.warning("%s: %s", one.benchmark.name, documents.partial)
+    return documents
+
+
+def as_infer(config: EvalConfig) -> InferConfig:
+    """The same model, template and engine options as `swift infer` takes them."""
+    evaluate = config.evaluate
+    return InferConfig(
+        origins=config.origins,
+        model=config.model,
+        quantization=config.quantization,
+        chat=config.chat,
+        infer=InferOptions(
+            infer_backend=evaluate.infer_backend, max_batch_size=evaluate.max_batch_size, merge_lora=evaluate.merge_lora
+        ),
+    )
+
+
+def build(config: EvalConfig, inner: InferConfig, source: setup.Source | None) -> Answerer:
+    """Load the model, or reach for the endpoint."""
+    if config.evaluate.eval_url is not None:
+        from swift.evaluate.endpoint import Endpoint
+
+        evaluate = config.evaluate
+        return Endpoint.reach(str(evaluate.eval_url), config.model.model, evaluate.api_key, evaluate.eval_num_proc)
+    from swift.evaluate.local import LocalModel
+
+    assert source is not None
+    model, tokenizer, encoder = setup.load_pt(inner, source)
+    chats = config.chat.use_chat_template and tokenizer.chat_template is not None or config.chat.template is not None
+    return LocalModel(model, tokenizer, encoder, config.model.max_model_len, inner.infer.max_batch_size, chats)
+
+
+def _present(answerer: Answerer | None) -> Answerer:
+    assert answerer is not None
+    return answerer
+
+
+def report(config: EvalConfig, run: EvalRun) -> int:
+    from swift.evaluate import report as texts
+
+    results = run.results()
+    run.finish(results, texts.page(results, run.facts()))
+    print(texts.table(results))
+    for line in texts.remarks(results):
+        log.info(line)
+    for other in config.evaluate.compare:
+        from swift.evaluate.compare import compare_runs
+
+        print(f"\n{compare_runs(Path(other), run.folder).text()}")
+    log.info("report in %s", run.folder / "report.html")
+    return 0
+
+
+def compare_only(config: EvalConfig) -> int:
+    from swift.evaluate.compare import compare_runs
+
+    if len(config.evaluate.compare) != 2:
+        raise UsageError("takes two runs, or one beside a model to evaluate", where="--compare", fix="--compare RUN_A RUN_B")
+    comparison = compare_runs(*map(Path, config.evaluate.compare))
+    print(comparison.text())
+    log.debug(json.dumps(comparison.to_json()))
+    return 0
