@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 from swift.config.advising import DoctorOptions, EnvOptions, PlanOptions
 from swift.config.chat import ChatOptions
 from swift.config.data import DataOptions, EncodingOptions, PreviewOptions, SupplyOptions
+from swift.config.evaluate import EvaluateOptions
 from swift.config.export import ExportOptions
 from swift.config.generation import GenerationOptions, InferOptions
 from swift.config.model import ModelOptions, QuantizationOptions
@@ -109,6 +110,15 @@ class DeployConfig(Config):
     chat: ChatOptions = ChatOptions()
     generation: GenerationOptions = GenerationOptions()
     serving: ServingOptions = ServingOptions()
+    common: CommonOptions = CommonOptions()
+
+
+@dataclass(frozen=True)
+class EvalConfig(Config):
+    model: ModelOptions = ModelOptions()
+    quantization: QuantizationOptions = QuantizationOptions()
+    chat: ChatOptions = ChatOptions()
+    evaluate: EvaluateOptions = EvaluateOptions()
     common: CommonOptions = CommonOptions()
 
 

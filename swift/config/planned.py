@@ -12,7 +12,7 @@ TOPICS: dict[str, str] = {
     "data": "streaming shuffle_buffer_size download_mode disable_auto_column_mapping packing packing_length "
     "packing_num_proc packing_strategy decision_type",
     "heads": "task_type num_labels problem_type reranker_use_activation loss_type mrl_dims metric eval_metric "
-    "predict_with_generate eval_generation_config center_rewards_coefficient",
+    "predict_with_generate center_rewards_coefficient",
     "loading": "local_repo_path init_strategy hqq_axis external_plugins custom_register_path use_ray ray_exp_name "
     "device_groups enable_npu_model_patch",
     "tuners": "tuner_backend use_swift_lora freeze_llm freeze_vit freeze_aligner aligner_lr vit_lr "
@@ -26,7 +26,7 @@ TOPICS: dict[str, str] = {
     "galore_proj_bits galore_proj_group_size galore_cos_threshold galore_gamma_proj galore_queue_size "
     "lisa_activated_layers lisa_step_interval",
     "training": "optimizer callbacks enable_dft_loss enable_channel_loss router_aux_loss_coef use_logits_to_keep "
-    "use_flash_ckpt eval_use_evalscope eval_dataset eval_dataset_args eval_limit dataset_batch_size "
+    "use_flash_ckpt eval_use_evalscope dataset_batch_size "
     "accelerator_config parallelism_config tf32 log_on_each_node save_on_each_node enable_jit_checkpoint",
     "distributed": "deepspeed deepspeed_autotp_size zero_hpz_partition_size fsdp fsdp_config ddp_bucket_cap_mb "
     "ddp_static_graph",

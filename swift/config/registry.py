@@ -51,7 +51,7 @@ COMMANDS: dict[str, Command] = {
     "plan": Command("swift.config.commands:PlanConfig", "swift.advise.plan:main"),
     "env": Command("swift.config.commands:EnvConfig", "swift.advise.env:main", positional="action"),
     "deploy": Command("swift.config.commands:DeployConfig", "swift.serve.deploy:main"),
-    "eval": Command(),
+    "eval": Command("swift.config.commands:EvalConfig", "swift.evaluate.main:main"),
     "web-ui": Command(),
     "app": Command(),
     "rlhf": Command(),

@@ -142,9 +142,8 @@ def sampling_of(config: InferConfig) -> Sampling:
     )
 
 
-def build_pt(config: InferConfig, source: Source) -> tuple[Engine, Any]:
-    """The in-process engine with its ChatEncoder. Imports torch and loads the weights."""
-    from swift.engines.pt import PtEngine
+def load_pt(config: InferConfig, source: Source) -> tuple[Any, Any, Any]:
+    """(model with its adapters, tokenizer, ChatEncoder). Imports torch and loads the weights."""
     from swift.models.adapters import load_adapters, merge_in_memory
     from swift.models.device import pick_device
     from swift.models.gguf import as_directory
@@ -163,6 +162,14 @@ def build_pt(config: InferConfig, source: Source) -> tuple[Engine, Any]:
     if source.adapters:
         tuned = load_adapters(model, source.adapters)
         model = merge_in_memory(tuned) if config.infer.merge_lora else tuned.get_base_model()
+    return model, tokenizer, encoder
+
+
+def build_pt(config: InferConfig, source: Source) -> tuple[Engine, Any]:
+    """The in-process engine with its ChatEncoder. Imports torch and loads the weights."""
+    from swift.engines.pt import PtEngine
+
+    model, tokenizer, encoder = load_pt(config, source)
     engine = PtEngine(
         model,
         tokenizer,

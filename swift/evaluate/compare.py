@@ -84,14 +84,18 @@ def compare_runs(a: Path, b: Path) -> Comparison:
     ours, theirs = _results(a), _results(b)
     shared = [name for name in ours if name in theirs]
     if not shared:
-        raise UsageError(f"{a} has {', '.join(ours)}, {b} has {', '.join(theirs)}: nothing in common", where="--compare")
+        raise UsageError(
+            f"{a} has {', '.join(ours)}, {b} has {', '.join(theirs)}: nothing in common", where="--compare"
+        )
     return Comparison(str(a), str(b), tuple(_pair(a, b, name, ours[name], theirs[name]) for name in shared))
 
 
 def _results(run: Path) -> dict[str, dict[str, Any]]:
     files = sorted((run / "results").glob("*.json")) if run.is_dir() else []
     if not files:
-        raise UsageError("is no run of swift eval with results", where=f"--compare {run}", fix="eval_output/MODEL/vN-DATE")
+        raise UsageError(
+            "is no run of swift eval with results", where=f"--compare {run}", fix="eval_output/MODEL/vN-DATE"
+        )
     return {path.stem: json.loads(path.read_text(encoding="utf-8")) for path in files}
 
 

@@ -85,7 +85,9 @@ def load_documents(benchmark: Benchmark, wish: Wish) -> Documents:
     found = _search(benchmark, place)
     if not found:
         raise DataError(
-            f"the hub's copy of {benchmark.name} has none of the known files", where=str(place.root), fix=_fix(benchmark)
+            f"the hub's copy of {benchmark.name} has none of the known files",
+            where=str(place.root),
+            fix=_fix(benchmark),
         )
     return _read_all(benchmark, wish, place, *found)
 
@@ -129,14 +131,18 @@ def _from_hub(benchmark: Benchmark, wish: Wish, places: list[Place]) -> Place:
 
 
 def _fix(benchmark: Benchmark) -> str:
-    return f"--local_dataset DIRECTORY with the files of {benchmark.name} (layouts: docs/en/evaluation.md), or a network"
+    return (
+        f"--local_dataset DIRECTORY with the files of {benchmark.name} (layouts: docs/en/evaluation.md), or a network"
+    )
 
 
 def _nowhere(benchmark: Benchmark, wish: Wish, places: list[Place]) -> DataError:
     looked = "; ".join(str(place.root) for place in places) or "nothing"
     fix = _fix(benchmark)
     if benchmark.own:
-        fix = f"""--eval_dataset_args '{{"{benchmark.name}": {{"local_path": "DIRECTORY", "subset_list": ["NAME"]}}}}'"""
+        fix = (
+            f"""--eval_dataset_args '{{"{benchmark.name}": {{"local_path": "DIRECTORY", "subset_list": ["NAME"]}}}}'"""
+        )
     return DataError(f"no files of {benchmark.name}", where=f"looked in {looked}", fix=fix)
 
 
@@ -221,7 +227,9 @@ def _shortage(
     if benchmark.subjects and len(subjects) < benchmark.subjects:
         what = f"{len(subjects)} of the {benchmark.subjects} subjects of {benchmark.name} are there"
         fix = f"""get the rest, or say that you mean these: --eval_dataset_args '{{"{benchmark.name}": """
-        raise DataError(what, where=str(file.parent), fix=fix + f"""{{"subset_list": ["{next(iter(subjects))}", ...]}}}}'""")
+        raise DataError(
+            what, where=str(file.parent), fix=fix + f"""{{"subset_list": ["{next(iter(subjects))}", ...]}}}}'"""
+        )
     if full is None or count >= full:
         return None
     what = f"{count} of the {full} rows of {benchmark.name} are there"

@@ -94,7 +94,11 @@ class Harnessed(LM):
             chat=self._plan.chat,
             until=(until,) if isinstance(until, str) else tuple(until),
             most=int(values.get("max_gen_toks", 256)),
-            **{name: values[name] for name in ("temperature", "top_p", "top_k", "repetition_penalty", "seed") if name in values},
+            **{
+                name: values[name]
+                for name in ("temperature", "top_p", "top_k", "repetition_penalty", "seed")
+                if name in values
+            },
         )
 
     def _watched(self, answers: Iterator[tuple[int, Any]], count: int) -> Iterator[tuple[int, Any]]:
@@ -253,7 +257,9 @@ def _pooled(subjects: Mapping[str, Mapping[str, Any]]) -> dict[str, tuple[float,
     for key in parts[0]["metrics"]:
         values = [part["metrics"][key] for part in parts]
         stderrs = [stderr for _, stderr in values if stderr is not None]
-        stderr = pooled_sample_stderr(stderrs, sizes) if len(stderrs) == len(parts) and sum(sizes) > len(sizes) else None
+        stderr = (
+            pooled_sample_stderr(stderrs, sizes) if len(stderrs) == len(parts) and sum(sizes) > len(sizes) else None
+        )
         pooled[key] = (float(aggregate_subtask_metrics([value for value, _ in values], sizes)), stderr)
     return pooled
 
@@ -283,4 +289,3 @@ def _record(
         record["unparsed"] = int(sample.get("unparsed", decision == INVALID))
     record["value"] = float(sample[metric])
     return record
-

@@ -123,9 +123,11 @@ def judge_ifeval(doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, An
 def judge_humaneval(doc: Mapping[str, Any], results: Sequence[Any]) -> dict[str, Any]:
     from swift.evaluate.sandbox import run_python
 
-    program = f"{code_of(doc['prompt'], results[0], doc['entry_point'])}\n\n{doc['test']}\n\ncheck({doc['entry_point']})\n"
+    program = (
+        f"{code_of(doc['prompt'], results[0], doc['entry_point'])}\n\n{doc['test']}\n\ncheck({doc['entry_point']})\n"
+    )
     outcome = run_python(program)
-    return {"pass@1": float(outcome.passed), "unparsed": int(not results[0].strip()), "outcome": outcome.reason}
+    return {"pass@1": float(outcome.passed), "unparsed": int(not results[0].strip())}
 
 
 def code_of(prompt: str, output: str, entry_point: str) -> str:
@@ -149,7 +151,8 @@ def chosen_letter(text: str, letters: Sequence[str]) -> str | None:
     if begins:
         return begins[1]
     said = re.findall(
-        rf"(?i:answer(?:\s+is)?|option|choice|boxed|答案(?:是|为|应该是)?|选择?)\s*[:：]?\s*[\s(（*{{\[]*({span})(?![A-Za-z])", text
+        rf"(?i:answer(?:\s+is)?|option|choice|boxed|答案(?:是|为|应该是)?|选择?)\s*[:：]?\s*[\s(（*{{\[]*({span})(?![A-Za-z])",
+        text,
     )
     if said:
         return said[-1]

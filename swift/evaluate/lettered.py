@@ -22,7 +22,9 @@ def lettered(doc: Mapping[str, Any], benchmark: Benchmark) -> dict[str, Any]:
         order = list(range(len(options)))
         random.Random(question).shuffle(order)
         options, gold = [options[i] for i in order], order.index(gold)
-    letters = list(LETTERS[: len(options)]) if len(options) <= len(LETTERS) else [chr(65 + i) for i in range(len(options))]
+    letters = (
+        list(LETTERS[: len(options)]) if len(options) <= len(LETTERS) else [chr(65 + i) for i in range(len(options))]
+    )
     lines = [f"{letter}. {option}" for letter, option in zip(letters, options, strict=True)]
     last = ASK_ZH if benchmark.description and not benchmark.description.isascii() else ASK
     return {"prompt": "\n".join([question, *lines, "", last]), "letter": letters[gold], "letters": letters}

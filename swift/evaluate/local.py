@@ -43,7 +43,8 @@ class LocalModel:
         bos = self._tokenizer.bos_token
         if special is None and bos and text.startswith(bos):
             special = False  # the text brings its own beginning, as rendered conversations do
-        return self._tokenizer.encode(text, **({} if special is None else {"add_special_tokens": special}))
+        extra = {} if special is None else {"add_special_tokens": special}
+        return self._tokenizer.encode(text, verbose=False, **extra)
 
     def _pair(self, context: str, continuation: str) -> tuple[list[int], list[int]]:
         if not context:

@@ -16,7 +16,7 @@ from swift.config.commands import EvalConfig, InferConfig
 from swift.config.generation import InferOptions
 from swift.config.record import explain
 from swift.engines import setup
-from swift.errors import MissingPackage, SwiftError, UsageError
+from swift.errors import MissingPackage, NotBuiltYet, SwiftError, UsageError
 from swift.evaluate.answering import Answerer
 from swift.evaluate.data import Documents, load_documents
 from swift.evaluate.plans import Wanted, wanted
@@ -41,16 +41,18 @@ def main(config: EvalConfig) -> int:
     if config.evaluate.compare and not _has_model(config):
         return compare_only(config)
     if config.evaluate.eval_backend != "Native":
-        from swift.evaluate.external import run_external
-
-        return run_external(config)
+        raise NotBuiltYet("only the Native backend is built yet", where="--eval_backend", fix="--eval_backend Native")
+    if config.evaluate.eval_url is not None:
+        raise NotBuiltYet("endpoints are not built yet", where="--eval_url", fix="--model DIRECTORY")
     sets = wanted(config)
     _check_code(config, sets)
     inner, source = as_infer(config), None
     if config.evaluate.eval_url is None:
         setup.check_backend(inner)
         inner, source = setup.find_source(inner)
-        config = replace(config, origins=inner.origins, model=inner.model, chat=inner.chat, quantization=inner.quantization)
+        config = replace(
+            config, origins=inner.origins, model=inner.model, chat=inner.chat, quantization=inner.quantization
+        )
         sets = wanted(config)
     if config.common.dry_run:
         print(explain(config))
@@ -87,7 +89,9 @@ def decide(config: EvalConfig) -> EvalConfig:
         raise UsageError("is for the endpoint that --eval_url names", where="--api_key", fix="add --eval_url URL")
     if evaluate.eval_backend == "Native" and evaluate.extra_eval_args:
         raise UsageError(
-            "the Native backend has no arguments of its own", where="--extra_eval_args", fix="--eval_dataset_args sets what can be set"
+            "the Native backend has no arguments of its own",
+            where="--extra_eval_args",
+            fix="--eval_dataset_args sets what can be set",
         )
     if not evaluate.eval_dataset and (not evaluate.compare or _has_model(config)):
         config = config.decide("nothing was named", eval_dataset=(DEFAULT_BENCHMARK,))
@@ -139,11 +143,6 @@ def as_infer(config: EvalConfig) -> InferConfig:
 
 def build(config: EvalConfig, inner: InferConfig, source: setup.Source | None) -> Answerer:
     """Load the model, or reach for the endpoint."""
-    if config.evaluate.eval_url is not None:
-        from swift.evaluate.endpoint import Endpoint
-
-        evaluate = config.evaluate
-        return Endpoint.reach(str(evaluate.eval_url), config.model.model, evaluate.api_key, evaluate.eval_num_proc)
     from swift.evaluate.local import LocalModel
 
     assert source is not None
@@ -177,7 +176,9 @@ def compare_only(config: EvalConfig) -> int:
     from swift.evaluate.compare import compare_runs
 
     if len(config.evaluate.compare) != 2:
-        raise UsageError("takes two runs, or one beside a model to evaluate", where="--compare", fix="--compare RUN_A RUN_B")
+        raise UsageError(
+            "takes two runs, or one beside a model to evaluate", where="--compare", fix="--compare RUN_A RUN_B"
+        )
     comparison = compare_runs(*map(Path, config.evaluate.compare))
     print(comparison.text())
     log.debug(json.dumps(comparison.to_json()))

@@ -16,7 +16,13 @@ from swift.evaluate.benchmarks import Benchmark, find_benchmark
 from swift.evaluate.data import Wish
 
 LIKELIHOOD, GENERATION = "log-likelihood", "generation"
-MODES = {"ll": LIKELIHOOD, "loglikelihood": LIKELIHOOD, LIKELIHOOD: LIKELIHOOD, "gen": GENERATION, GENERATION: GENERATION}
+MODES = {
+    "ll": LIKELIHOOD,
+    "loglikelihood": LIKELIHOOD,
+    LIKELIHOOD: LIKELIHOOD,
+    "gen": GENERATION,
+    GENERATION: GENERATION,
+}
 DATASET_KEYS = ("local_path", "subset_list", "few_shot_num", "filters", "limit", "mode")
 GENERATION_KEYS = {
     "max_tokens": "max_gen_toks",
@@ -82,7 +88,9 @@ class Wanted:
             shots = self.shots
         if letters and shots:
             raise UsageError(
-                "questions asked by letters have no examples", where=f"{benchmark.name}: few_shot_num", fix="leave it out"
+                "questions asked by letters have no examples",
+                where=f"{benchmark.name}: few_shot_num",
+                fix="leave it out",
             )
         return Plan(mode, chat, shots, self.generation, self.remove_until, self.system if chat else None)
 
@@ -111,7 +119,9 @@ def _wanted(
     if mode is not None and str(mode).lower() not in MODES:
         raise UsageError(f"{mode!r} is not possible", where=f"{where}: mode", fix=f"{LIKELIHOOD} or {GENERATION}")
     if mode is not None and benchmark.generates and MODES[str(mode).lower()] == LIKELIHOOD:
-        raise UsageError("this benchmark is scored by what the model writes", where=f"{where}: mode", fix="leave it out")
+        raise UsageError(
+            "this benchmark is scored by what the model writes", where=f"{where}: mode", fix="leave it out"
+        )
     subsets = given.get("subset_list") or ()
     options = config.evaluate
     default_shots = 0 if benchmark.examples else int(benchmark.lm_eval.get("num_fewshot") or 0)

@@ -51,7 +51,9 @@ def remarks(results: Iterable[BenchmarkResult]) -> list[str]:
         if result.partial:
             found.append(f"{result.benchmark}: {result.partial}")
         if result.truncated:
-            found.append(f"{result.benchmark}: {result.truncated} prompts were too long and lost their beginning")
+            found.append(
+                f"{result.benchmark}: {result.truncated} requests were longer than the context and lost their beginning"
+            )
         if result.unparsed and result.unparsed > WORST_UNREAD * result.n:
             found.append(
                 f"{result.benchmark}: no answer could be read from {result.unparsed} of {result.n} outputs; they count "
@@ -84,7 +86,9 @@ def page(results: Sequence[BenchmarkResult], facts: Mapping[str, Any]) -> str:
         if result.categories:
             body.append(_parts(result.categories))
         if len(result.subjects) > 1:
-            body.append(f"<details><summary>{len(result.subjects)} subjects</summary>{_parts(result.subjects)}</details>")
+            body.append(
+                f"<details><summary>{len(result.subjects)} subjects</summary>{_parts(result.subjects)}</details>"
+            )
     text = "\n".join(body)
     return (
         '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'

@@ -166,7 +166,9 @@ def open_run(
 
 def _name(config: EvalConfig, source: Source | None) -> str:
     if source is None:
-        return "".join(c if c.isalnum() or c in "-._" else "_" for c in str(config.model.model or config.evaluate.eval_url))
+        return "".join(
+            c if c.isalnum() or c in "-._" else "_" for c in str(config.model.model or config.evaluate.eval_url)
+        )
     if source.home is not None and source.home.name.startswith("checkpoint-"):
         return f"{source.home.parent.name}-{source.home.name}"
     return (source.home or source.model.path).resolve().name

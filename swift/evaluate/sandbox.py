@@ -8,6 +8,7 @@ against accidents of a model's code, not against an attack on the kernel.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import secrets
 import signal
@@ -72,8 +73,6 @@ def run_python(program: str, wall_seconds: float = WALL_SECONDS) -> Outcome:
 
 def _end(process: subprocess.Popen[bytes]) -> None:
     """Kill the whole group; the processes of its namespace die with their first."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
