@@ -12,8 +12,8 @@ from typing import Any, Protocol
 
 @dataclass(frozen=True)
 class Ask:
-    """One text to generate. `chat`: the prompt came from `chat_prompt`. `until` are texts that end it; `most` is its limit
-    in tokens. Other fields: None means the engine's default.
+    """One text to generate. `chat`: the prompt came from `chat_prompt`. `until` are texts that end it; `most` is its
+    limit in tokens. Other fields: None means the engine's default.
     """
 
     prompt: str

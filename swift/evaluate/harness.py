@@ -198,7 +198,7 @@ def _examples(benchmark: Benchmark, documents: Documents, plan: Plan, subject: s
         raise DataError(
             f"{plan.shots} examples{of} are needed in the prompt and there are {len(examples)}",
             where=str(documents.files[0].parent),
-            fix=f"""add the split of examples, or --eval_dataset_args '{{"{benchmark.name}": {{"few_shot_num": 0}}}}'""",
+            fix=f"""add their split, or --eval_dataset_args '{{"{benchmark.name}": {{"few_shot_num": 0}}}}'""",
         )
     return examples
 

@@ -17,7 +17,10 @@ CHOICES = [
     {"query": "Question: Colour?", "choices": OPTIONS, "gold": 2},
     {"question": "Colour?", "choices": {"text": OPTIONS, "label": ["1", "2", "3", "4"]}, "answerKey": "3"},
     {
-        "question": {"stem": "Colour?", "choices": [{"text": t, "label": c} for t, c in zip(OPTIONS, "ABCD", strict=True)]},
+        "question": {
+            "stem": "Colour?",
+            "choices": [{"text": t, "label": c} for t, c in zip(OPTIONS, "ABCD", strict=True)],
+        },
         "answerKey": "C",
     },
     {"question_stem": "Colour?", "choices": {"text": OPTIONS, "label": list("ABCD")}, "answerKey": "C"},
@@ -44,7 +47,8 @@ def test_every_layout_of_a_question_with_options(row):
          {"contexts": ["The cat", "The dog"], "continuation": "ran .", "gold": 1}),
         ("boolq", {"query": "Passage: P.\nQuestion: is it so?", "choices": ["no", "yes"], "gold": 1},
          {"passage": "P.", "question": "is it so", "gold": 1}),
-        ("boolq", {"passage": "P.", "question": "is it so", "answer": True}, {"passage": "P.", "question": "is it so", "gold": 1}),
+        ("boolq", {"passage": "P.", "question": "is it so", "answer": True},
+         {"passage": "P.", "question": "is it so", "gold": 1}),
         ("math", {"problem": "2", "solution": r"so \boxed{\frac{1}{2}}."}, {"problem": "2", "answer": r"\frac{1}{2}"}),
         ("math", {"problem": "2", "answer": "4"}, {"problem": "2", "answer": "4"}),
         ("qa", {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"},
@@ -69,7 +73,8 @@ def test_the_last_box_is_found_with_its_braces():
     assert last_boxed("none") is None and last_boxed(r"\boxed{open") is None
 
 
-@pytest.mark.parametrize("name", ["ARC-Challenge/test.jsonl", "arc_challenge.jsonl", "data/ARC/ARC-c/ARC-Challenge-Test.jsonl",
+@pytest.mark.parametrize("name", ["ARC-Challenge/test.jsonl", "arc_challenge.jsonl",
+                                  "data/ARC/ARC-c/ARC-Challenge-Test.jsonl",
                                   "deep/er/ARC-Challenge/test-00000-of-00001.jsonl"])  # fmt: skip
 def test_files_are_found_by_their_published_names(tmp_path, name):
     write_jsonl(tmp_path / name, arc(3))
@@ -83,7 +88,8 @@ def test_mmlu_without_header_with_header_and_as_one_table(tmp_path):
     documents = load_documents(find_benchmark("MMLU"), wish)
     assert len(documents.subjects["anatomy"]) == 2 and len(documents.fewshot["anatomy"]) == 5
     assert documents.subjects["anatomy"][1] == {
-        "question": "anatomy, question 1?", "choices": ["one", "two", "three", "four"], "gold": 1, "letters": list("ABCD"),
+        "question": "anatomy, question 1?", "choices": ["one", "two", "three", "four"], "gold": 1,
+        "letters": list("ABCD"),
     }  # fmt: skip
     import pyarrow as pa
     import pyarrow.parquet as pq
