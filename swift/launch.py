@@ -12,6 +12,7 @@ TORCHRUN = {
     "NODE_RANK": "--node_rank",
     "MASTER_ADDR": "--master_addr",
     "MASTER_PORT": "--master_port",
+    "MAX_RESTARTS": "--max_restarts",
 }
 
 

@@ -30,8 +30,8 @@ def versions() -> dict[str, str]:
     return found
 
 
-def begin(run_dir: Path, setup: Setup, examples: Examples) -> None:
-    """Write the manifest of a new run, or add a sitting to that of a run that goes on."""
+def begin(run_dir: Path, setup: Setup, examples: Examples, job: str | None) -> None:
+    """Write the manifest of a new run, or add a sitting to that of a run that goes on; `job`: torchrun's, if any."""
     from swift.models.device import pick_device
 
     config = setup.config
@@ -43,6 +43,7 @@ def begin(run_dir: Path, setup: Setup, examples: Examples) -> None:
         "device": str(pick_device(config.training.use_cpu)),
         "platform": platform.platform(),
         "processes": setup.world_size,
+        "job": job,
     }
     record = read(run_dir)
     sittings = [*record.get("sittings", []), sitting]

@@ -99,7 +99,7 @@ def _fallback_notes(passed_over: list[str], checkpoint: Path) -> list[str]:
 
 def _find_newest(output_dir: Path) -> tuple[ResumePoint | None, list[str]]:
     notes = []
-    for run_dir in _runs(output_dir.resolve()):
+    for run_dir in runs_in(output_dir.resolve()):
         checkpoint, passed_over = newest_complete(run_dir)
         if checkpoint is None:
             notes += [*passed_over, f"{run_dir} has no complete checkpoint: looking at the run before"]
@@ -112,7 +112,7 @@ def _find_newest(output_dir: Path) -> tuple[ResumePoint | None, list[str]]:
     return None, [*notes, f"no checkpoint in {output_dir}: starting from the beginning"]
 
 
-def _runs(output_dir: Path) -> list[Path]:
+def runs_in(output_dir: Path) -> list[Path]:
     """Run directories, newest first: the versions by number, and `output_dir` itself when it holds checkpoints."""
     if not output_dir.is_dir():
         return []

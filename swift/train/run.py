@@ -19,7 +19,7 @@ from swift.hub import check_disk
 from swift.hub.resources import human_bytes
 from swift.models.device import Device, pick_device
 from swift.models.plan import LoadPlan, plan_loading
-from swift.train import manifest, summary
+from swift.train import elastic, manifest, summary
 from swift.train.checkpoints import clean_leftovers
 from swift.train.examples import Examples, prepare_examples
 from swift.train.interrupt import Interrupt
@@ -255,7 +255,7 @@ def _make_run_dir(setup: Setup, model: Any, examples: Examples) -> Path:
         run_dir, command, config, model_path=str(_weights_directory(setup) if point is None else setup.model.directory)
     )
     examples.save(run_dir)
-    manifest.begin(run_dir, setup, examples)
+    manifest.begin(run_dir, setup, examples, elastic.job_id())
     return run_dir
 
 

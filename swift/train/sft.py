@@ -21,7 +21,7 @@ from swift.hub.names import expand
 from swift.hub.resources import existing_parent
 from swift.runs import disk_error
 from swift.say import speak
-from swift.train import resume
+from swift.train import elastic, resume
 from swift.train.checkpoints import require_state
 from swift.train.resume import ResumePoint
 
@@ -132,11 +132,18 @@ def _from_adapter(config: SftConfig) -> tuple[SftConfig, Path | None]:
 
 def _continue_from(config: SftConfig) -> tuple[SftConfig, ResumePoint | None]:
     wanted = config.saving.resume_from_checkpoint
-    if wanted is None:
-        return config, None
     output_dir = config.saving.output_dir
     if output_dir is None and config.model.model is not None:
         output_dir = f"./output/{_label(config.model.model)}"
+    if elastic.restarts() and output_dir is not None:
+        point, notes = elastic.find_own(expand(output_dir))
+        _say([f"torchrun has started this job again (restart {elastic.restarts()})", *notes])
+        if point is not None:
+            # Whatever the command said of a checkpoint to begin with was done by the first attempt.
+            whole = {"resume_only_model": False, "ignore_data_skip": False}
+            return _go_on(config.decide("this job goes on after a restart", **whole), point, [])
+    if wanted is None:
+        return config, None
     if wanted == "auto" and output_dir is None:
         raise UsageError("--resume_from_checkpoint auto needs to know where to look", fix="add --output_dir or --model")
     point, notes = resume.find(wanted, expand(output_dir) if output_dir else None)
@@ -145,6 +152,10 @@ def _continue_from(config: SftConfig) -> tuple[SftConfig, ResumePoint | None]:
             config = config.decide("there is no checkpoint", resume_only_model=False)
         _say(notes)
         return config, None
+    return _go_on(config, point, notes)
+
+
+def _go_on(config: SftConfig, point: ResumePoint, notes: list[str]) -> tuple[SftConfig, ResumePoint]:
     if not config.saving.resume_only_model:
         require_state(point.checkpoint, int(os.environ.get("WORLD_SIZE", "1")))
     config, changes = resume.take_over(config, point)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -58,3 +62,66 @@ def test_two_processes_stop_together_and_go_on_exactly(tmp_path):
     assert [p.name for p in checkpoints.list_checkpoints(tmp_path / "stopped")] == ["checkpoint-2"]
     torchrun(tmp_path / "stopped", 99)
     assert support.same_weights(tmp_path / "whole/checkpoint-6", tmp_path / "stopped/checkpoint-6")
+
+
+def rows_file(path: Path, count: int = 46) -> Path:
+    rng = random.Random(0)
+    with path.open("w") as file:
+        for _ in range(count):
+            ask, answer = (" ".join(rng.choices("abcdefg", k=rng.randint(2, most))) for most in (30, 20))
+            messages = [{"role": "user", "content": ask}, {"role": "assistant", "content": answer}]
+            file.write(json.dumps({"messages": messages}) + "\n")
+    return path
+
+
+def sft(tmp_path: Path, name: str, *more: str) -> list[str]:
+    """The arguments of a small fp32 run into tmp_path/name, without randomness but the rows' order."""
+    if not (tmp_path / "model").exists():
+        tiny.checkpoint(tmp_path / "model")
+        rows_file(tmp_path / "rows.jsonl")
+    argv = ["swift.cli", "sft", "--model", str(tmp_path / "model"), "--dataset", str(tmp_path / "rows.jsonl")]
+    argv += ["--torch_dtype", "float32", "--lora_dropout", "0", "--logging_steps", "1", "--report_to", "none"]
+    argv += ["--use_cpu", "true", "--split_dataset_ratio", "0", "--output_dir", str(tmp_path / name), *more]
+    return argv
+
+
+def start(launcher: list[str], argv: list[str], **env: str) -> subprocess.Popen:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", **env}
+    command = [sys.executable, *launcher, "-m", *argv]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(process: subprocess.Popen) -> str:
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output[-4000:]
+    return output
+
+
+def losses(run_root: Path) -> list[tuple[int, float]]:
+    (run_dir,) = run_root.iterdir()
+    return [(r["step"], r["loss"]) for r in support.records(run_dir) if "loss" in r]
+
+
+@pytest.mark.slow
+def test_torchrun_restarts_from_the_newest_checkpoint_when_a_process_is_killed(tmp_path):
+    options = ("--max_steps", "40", "--save_steps", "4", "--per_device_train_batch_size", "2")
+    torchrun_two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    finish(start(torchrun_two, sft(tmp_path, "undisturbed", *options)))
+    (tmp_path / "killed").mkdir()
+    finish(
+        start([], sft(tmp_path, "killed/v9-older", *options, "--add_version", "false"))
+    )  # a finished run of another job
+    process = start([*torchrun_two, "--max_restarts", "1"], sft(tmp_path, "killed", *options))
+    while not list((tmp_path / "killed").glob("v10-*/checkpoint-4/manifest.json")):
+        assert process.poll() is None, process.stdout.read()[-4000:]
+        time.sleep(0.05)
+    worker = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()[-1]
+    os.kill(int(worker), signal.SIGKILL)
+    assert "torchrun has started this job again (restart 1)" in finish(process)
+    (run_dir,) = (tmp_path / "killed").glob("v10-*")
+    sittings = json.loads((run_dir / "manifest.json").read_text())["sittings"]
+    assert [s["from_step"] >= 4 for s in sittings] == [False, True]
+    found = [(r["step"], r["loss"]) for r in support.records(run_dir) if "loss" in r]
+    assert found == losses(tmp_path / "undisturbed")
