@@ -109,7 +109,7 @@ class _NotCached(Exception):
 
 def _make(entry: Path, rows: Rows, encoder: Encoder, report: DataReport, split: str, num_proc: int | None):
     """Encode into a staging directory and rename it; of media, which aren't cached, the arrays stay mapped."""
-    _prune(entry.parent)
+    prune(entry.parent)
     staging = Path(tempfile.mkdtemp(prefix=f"{runs.STAGING_PREFIX}{entry.name}-", dir=entry.parent))
     try:
         encoded = encode_rows(rows, encoder, report=report, split=split, num_proc=num_proc, directory=staging)
@@ -139,7 +139,8 @@ def _read(entry: Path, report: DataReport, split: str) -> EncodedDataset | None:
     return encoded
 
 
-def _prune(root: Path) -> None:
+def prune(root: Path) -> None:
+    """Remove entries that no run has read for KEEP_DAYS, and what killed runs left."""
     now = time.time()
     for path in root.iterdir():
         age = now - path.stat().st_mtime
@@ -158,8 +159,7 @@ def read_count(directory: Path, split: str, encoded: EncodedDataset) -> SplitCou
     facts = json.loads((directory / COUNT).read_text(encoding="utf-8"))
     drops = {}
     for name in _DROPS:
-        counts, places = facts[name]
-        drops[name] = Drops(Counter(counts), {k: [(where, detail) for where, detail in v] for k, v in places.items()})
+        drops[name] = Drops.restored(*facts[name])
     numbers = {name: facts[name] for name in ("rows", "used", "extra")}
     notes = Counter(facts["notes"])
     return SplitCount(split, **numbers, **drops, notes=notes, lengths=encoded.lengths, trained=encoded.trained)

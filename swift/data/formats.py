@@ -133,6 +133,8 @@ def _text_only(given: Mapping[str, Any]) -> str | None:
     key = next((k for k in TEXT if k in given), None)
     if key is None or any(k in given for k in (*CONVERSATION, *QUERY, *LABEL, *REJECTED, "chosen")):
         return None
+    if "role" in given or "from" in given:
+        raise RowError("a message outside a conversation", "a row holds a list of messages")
     if not isinstance(given[key], str):
         raise RowError("text is no text", f"column {key} is {kind_of(given[key])}")
     if not given[key].strip():
@@ -198,13 +200,23 @@ def _question_answer(given, columns: ColumnMap, media: MediaSlots, notes: Counte
         name = "prompt-completion"
     _note_choice(given, QUERY, query_key, "question", notes)
     _note_choice(given, RESPONSE, response_key, "answer", notes)
-    response = given[response_key]
+    response = _only(given[response_key], response_key)
     if isinstance(response, (list, Mapping)):
         return messages + canonical_messages(_retagged(response, columns), media, notes), name
     text = media.take_tags(text_of(response, f"column {response_key}", notes))
     if not text.strip():
         raise RowError("empty response", f"column {response_key}")
     return [*messages, {"role": "assistant", "content": text}], name
+
+
+def _only(value: Any, key: str) -> Any:
+    """An answer in a list of one is that answer; of several texts none is more right than the others."""
+    if isinstance(value, list) and value and all(isinstance(item, str) and item[:1] != "{" for item in value):
+        if len(value) > 1:
+            detail = f"column {key} has {len(value)}: write one row for each, or chosen and rejected"
+            raise RowError("several answers in one row", detail)
+        return value[0]
+    return value
 
 
 def _note_choice(given, names: tuple[str, ...], chosen: str, what: str, notes: Counter[str]) -> None:

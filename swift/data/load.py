@@ -21,6 +21,7 @@ from swift.data.identity import fill_identity, has_placeholder
 from swift.data.info import InfoEntry, read_infos
 from swift.data.read import Broken, read_file
 from swift.data.report import DataReport
+from swift.data.row_cache import Read, big_enough, read_cached, row_key
 from swift.data.rows import RowError, Rows, RowStore, Source
 from swift.data.select import interleave, select
 from swift.data.spec import DatasetSpec, parse_spec
@@ -63,6 +64,7 @@ def load_rows(
     need_response: bool = True,
     keep_columns: bool = False,
     check: bool = True,
+    cache: Path | None = None,
     resolve: Resolve = resolve_dataset,
 ) -> Loaded:
     """Read, sample, split and shuffle the rows that the options name.
@@ -71,12 +73,12 @@ def load_rows(
     columns that the canonical row doesn't have. `resolve` finds a name's files, as `swift.hub.resolve_dataset` does.
     The options' `interleave_prob`, one for each data set, mixes them by chance until one has no row left
     ("first_exhausted") or all have been used up ("all_exhausted"); without it they follow each other or are shuffled
-    together.
+    together. `cache`: where the rows of big files are kept for the next run.
     DataError for missing, empty or wholly bad data and, with `check`, under `strict` for any dropped row and when more
     than `max_drop_ratio` of the rows are dropped; UsageError for a wrong data set word.
     """
     loader = _Loader(options, use_hf, hub_token, need_response, keep_columns, resolve)
-    loaded = loader.load(options.interleave_prob, options.stopping_strategy)
+    loaded = Loaded(*loader.load(cache))
     if check:
         loaded.report.check(strict=options.strict, max_drop_ratio=options.max_drop_ratio)
     return loaded
@@ -96,30 +98,43 @@ class _Loader:
         self.need_response, self.keep_columns, self.resolve = need_response, keep, resolve
         self.seed = DEFAULT_SEED if options.data_seed is None else options.data_seed
         self.store, self.report = RowStore(), DataReport()
+        self.found: dict[str, _Found] = {}
         self.infos = read_infos(options.custom_dataset_info, options.dataset_dir)
 
-    def load(self, probabilities: tuple[float, ...], stopping: str) -> Loaded:
+    def load(self, cache: Path | None) -> Read:
+        """Find everything, then read it or take it from the cache."""
+        options = self.options
+        if options.interleave_prob:
+            _check_mix(options.interleave_prob, len(options.dataset))
+        for word in (*options.dataset, *options.val_dataset):
+            self.found[word] = self._find(parse_spec(word))
+        files = [file for found in self.found.values() for file in found.files]
+        if cache is None or not big_enough(files):
+            return self._load()
+        facts = [self.options, self.need_response, self.keep_columns, *self.found.values()]
+        return read_cached(cache, row_key(files, list(map(repr, facts))), self._load)
+
+    def _load(self) -> Read:
         options = self.options
         ratio = 0.0 if options.val_dataset else options.split_dataset_ratio
         if options.val_dataset and options.split_dataset_ratio:
             self.report.remarks.append("--split_dataset_ratio is not used: --val_dataset names the rows to evaluate on")
-        if probabilities:
-            _check_mix(probabilities, len(options.dataset))
         chosen = [self._dataset(word, n, ratio, options.dataset_shuffle) for n, word in enumerate(options.dataset)]
         val = _joined([part for _, part in chosen])
-        train = self._mixed([part for part, _ in chosen], probabilities, stopping)
+        train = self._mixed([part for part, _ in chosen])
         if options.val_dataset:
             words = enumerate(options.val_dataset, len(options.dataset))
             own = [self._dataset(word, n, 0.0, options.val_dataset_shuffle, as_val=True) for n, word in words]
             val = _joined([part for part, _ in own])
         if options.val_dataset_shuffle:
             val = np.random.RandomState(self.seed).permutation(val)
-        loaded = Loaded(Rows(self.store, train), Rows(self.store, val), self.report)
-        self.report.note_duplicates(loaded.train, loaded.val)
-        return loaded
+        rows = Rows(self.store, train), Rows(self.store, val)
+        self.report.note_duplicates(*rows)
+        return *rows, self.report
 
-    def _mixed(self, parts: list[np.ndarray], probabilities: tuple[float, ...], stopping: str) -> np.ndarray:
+    def _mixed(self, parts: list[np.ndarray]) -> np.ndarray:
         """The training rows of all data sets in the order of use."""
+        probabilities, stopping = self.options.interleave_prob, self.options.stopping_strategy
         rng = np.random.RandomState(self.seed)
         if not probabilities:
             return rng.permutation(_joined(parts)) if self.options.dataset_shuffle else _joined(parts)
@@ -139,7 +154,7 @@ class _Loader:
         self, word: str, number: int, ratio: float, shuffle: bool, as_val: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Read one data set: the store's indices of its training and of its val rows."""
-        found = self._find(parse_spec(word))
+        found = self.found[word]
         count = DatasetCount(word)
         self.report.datasets.append(count)
         indices = self._read(found, count)
@@ -222,7 +237,8 @@ class _Loader:
         for path in found.files:
             count.files.append(str(path))
             for value, source in read_file(path):
-                yield value, source, path.parent
+                for row in _unwrapped(value):
+                    yield row, source, path.parent
 
     def _append(self, value: Any, source: Source, folder: Path, columns: ColumnMap, count: DatasetCount) -> int:
         notes: Counter[str] = Counter()
@@ -249,6 +265,15 @@ class _Loader:
             return DataError("there are no rows in it", where=where, fix="check that this is the right file")
         fix = 'repair the rows, or name the columns with --columns \'{"their_name": "query"}\''
         return DataError(f"none of its {count.read} rows can be used: {count.drops.first()}", where=where, fix=fix)
+
+
+def _unwrapped(value: Any) -> list[Any]:
+    """A list is a conversation when it holds messages, else the rows that were put into it."""
+    if not isinstance(value, list):
+        return [value]
+    if value and all(isinstance(item, dict) and ("role" in item or "from" in item) for item in value):
+        return [{"messages": value}]
+    return value or [value]
 
 
 def _joined(parts: list[np.ndarray]) -> np.ndarray:

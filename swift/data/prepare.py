@@ -106,7 +106,9 @@ def prepare(
     """
     loaded = _nothing()
     if data.dataset or data.val_dataset:
-        loaded = load_rows(read_options(data, seed), use_hf=use_hf, hub_token=hub_token, check=check)
+        cache = cache_dir("rows") if encoding.load_from_cache_file else None
+        options = read_options(data, seed)
+        loaded = load_rows(options, use_hf=use_hf, hub_token=hub_token, check=check, cache=cache)
     report = loaded.report
     cached = {split: _cached(supply, split, encoder) for split in SPLITS}
     sources: list[tuple[int, Callable[[int], object]]] = []  # (first row id, its place)

@@ -1,9 +1,9 @@
 """Data files -> values, one at a time, each with its file and line.
 
-Promises: reads jsonl, json, csv, tsv, parquet, arrow and txt (text files also gzip-, bzip2- or xz-compressed), UTF-8 or
-UTF-16, with or without BOM, any line ending, lines of any length, in memory that doesn't grow with the file (a JSON
-array excepted). What can't be read comes out as a `Broken` at its line and reading goes on; a file that is broken as a
-whole is a DataError. Knows nothing of columns: a value is whatever the line holds.
+Promises: reads jsonl, json, csv, tsv, parquet, arrow and txt (text files also gzip-, bzip2-, xz- or zstd-compressed),
+UTF-8 or UTF-16, with or without BOM, any line ending, lines of any length, in memory that doesn't grow with the file (a
+JSON array excepted). What can't be read comes out as a `Broken` at its line and reading goes on; a file that is broken
+as a whole is a DataError. Knows nothing of columns: a value is whatever the line holds.
 """
 
 from __future__ import annotations
@@ -24,7 +24,19 @@ from typing import Any
 from swift.data.rows import Source
 from swift.errors import DataError, ResourceError
 
-COMPRESSION: dict[str, Callable[..., Any]] = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}
+
+def _open_zst(path: Path, mode: str) -> io.BufferedReader:
+    import pyarrow
+
+    return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
+
+
+COMPRESSION: dict[str, Callable[..., Any]] = {
+    ".gz": gzip.open,
+    ".bz2": bz2.open,
+    ".xz": lzma.open,
+    ".zst": _open_zst,
+}
 WRAPPER_KEYS = ("data", "rows", "train", "examples", "instances", "records")
 ROW_KEYS = {"chosen", "rejected"}  # columns of a single row that may all be objects
 _FIELD_LIMIT = 2**31 - 1  # characters in one csv field; the csv module's own limit of 131072 would break long answers
@@ -61,7 +73,7 @@ def read_file(path: Path, name: str | None = None) -> Iterator[Item]:
         raise DataError(
             f"can't tell the format of a {path.suffix or 'suffixless'} file",
             where=str(path),
-            fix=f"name it by its content: {', '.join('.' + k for k in READERS)} (also .gz, .bz2, .xz)",
+            fix=f"name it by its content: {', '.join('.' + k for k in READERS)} (also .gz, .bz2, .xz, .zst)",
         )
     place = name or str(path)
     try:

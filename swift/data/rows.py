@@ -18,6 +18,10 @@ import numpy as np
 
 from swift.runs import write_text
 
+# the arrays of a store on disk -> dtype
+STORED = {"text": "<u1", "starts": "<u8", "ends": "<u8", "file_of": "<u4", "line_of": "<u8"}
+FILES = "files.json"
+_MEDIA = {"images", "videos", "audios"}
 _JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 
 
@@ -60,9 +64,10 @@ class RowStore:
         self._starts, self._ends = array("Q"), array("Q")
         self._files: list[str] = []
         self._file_numbers: dict[str, int] = {}
-        self._file_of = array("L")
+        self._file_of = array("I")
         self._line_of = array("Q")
         self._hashes = array("q")
+        self.has_media = False
 
     def __len__(self) -> int:
         return len(self._line_of)
@@ -80,6 +85,7 @@ class RowStore:
         self._file_of.append(number)
         self._line_of.append(source.line)
         self._hashes.append(hash(text))
+        self.has_media = self.has_media or not _MEDIA.isdisjoint(data)
         return len(self) - 1
 
     def replace(self, index: int, data: Mapping[str, Any]) -> None:
@@ -103,6 +109,21 @@ class RowStore:
     def content_hashes(self) -> np.ndarray:
         """int64 [rows]: equal for rows of equal content; only meaningful inside this process."""
         return np.frombuffer(self._hashes, dtype=np.int64)
+
+    def save(self, directory: Path) -> None:
+        """Write the rows as files for `load`."""
+        for name, kind in STORED.items():
+            np.frombuffer(getattr(self, f"_{name}") or b"", kind).tofile(directory / f"{name}.bin")
+        write_text(directory / FILES, json.dumps(self._files))
+
+    @classmethod
+    def load(cls, directory: Path) -> RowStore:
+        """Map the rows that `save` wrote. They can't be added to, and have no content hashes."""
+        store = cls()
+        for name, kind in STORED.items():
+            setattr(store, f"_{name}", np.memmap(directory / f"{name}.bin", kind, "r"))
+        store._files = json.loads((directory / FILES).read_text(encoding="utf-8"))
+        return store
 
     def digest(self) -> str:
         """sha256 of all rows' content and places."""

@@ -6,6 +6,7 @@ Promises: every drop is counted under one reason; the first places of each reaso
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,11 @@ class Drops:
         places = self.places.setdefault(reason, [])
         if len(places) < PLACES:
             places.append((str(source), detail))
+
+    @classmethod
+    def restored(cls, counts: Mapping[str, int], places: Mapping[str, Iterable[Iterable[str]]]) -> Drops:
+        """What was saved as JSON."""
+        return cls(Counter(counts), {reason: [(w, d) for w, d in found] for reason, found in places.items()})
 
     def join(self, later: Drops) -> None:
         """Add the counts of rows that come after these."""

@@ -18,7 +18,7 @@ from swift.hub.download import download, is_complete
 from swift.hub.names import HUB_ID, did_you_mean, expand, looks_like_path, nearest_paths, split_prefix
 
 SUFFIXES = (".jsonl", ".ndjson", ".json", ".csv", ".tsv", ".parquet", ".arrow", ".txt")
-COMPRESSED = (".gz", ".bz2", ".xz")
+COMPRESSED = (".gz", ".bz2", ".xz", ".zst")
 # files that describe a data set instead of holding its rows
 _ABOUT = {
     "dataset_info.json",

@@ -1,6 +1,8 @@
 """Every row read ends somewhere, exactly once; the same seed gives the same rows; bad data is a clear error."""
 
+import dataclasses
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from hypothesis import strategies as st
 
 from swift.config.data import DataOptions
 from swift.data import load_rows, write_rows
+from swift.data.read import read_file
 from swift.data.select import select
 from swift.errors import DataError, SwiftError, UsageError
 
@@ -378,3 +381,54 @@ def test_fuzzed_lines_are_all_accounted_for(tmp_path_factory, lines, ending):
     filled = [line for line in lines if line.strip()]
     assert count.read == 1 + len(filled) and loaded.report.problems() == []
     assert count.usable >= 1 + sum(line == b'{"query": "q", "response": "a"}' for line in lines)
+
+
+def test_big_files_are_read_once(tmp_path, monkeypatch):
+    from swift.data import load, row_cache
+
+    file = tmp_path / "x.jsonl"
+    save(file, rows(50))
+    with open(file, "a") as end:
+        end.write('{"foo": 1}\n' + json.dumps(rows(1)[0]) + "\n")
+    options = DataOptions(dataset=(f"{file}#40",), split_dataset_ratio=0.1)
+    plain = load_rows(options)
+    monkeypatch.setattr(row_cache, "LEAST_BYTES", 0)
+    reads = []
+    monkeypatch.setattr(load, "read_file", lambda path: reads.append(path) or read_file(path))
+
+    def facts(loaded):
+        kept = [r for r in loaded.report.remarks if "cache" not in r]
+        return {**loaded.report.to_json(), "remarks": kept}, [
+            [(r, r.source, r.index) for r in s] for s in (loaded.train, loaded.val)
+        ]
+
+    cache = tmp_path / "cache"
+    first, second = (load_rows(options, cache=cache) for _ in range(2))
+    assert facts(first) == facts(second) == facts(plain) and len(reads) == 1
+    assert first.train.digest() == second.train.digest() == plain.train.digest()
+    (entry,) = [path for path in cache.iterdir() if path.is_dir()]
+    os.truncate(entry / "text.bin", 10)
+    assert facts(load_rows(options, cache=cache)) == facts(plain) and len(reads) == 2
+    for changed in (dict(data_seed=1), dict(columns={"a": "b"}), dict(strict=False, dataset=(f"{file}#41",))):
+        load_rows(dataclasses.replace(options, **changed), cache=cache)
+    assert len(reads) == 5
+    with open(file, "a") as end:
+        end.write(json.dumps(rows(2)[1]) + "\n")
+    assert load_rows(options, cache=cache).report.rows_read == 53 and len(reads) == 6
+
+
+def test_rows_in_lists_and_bare_conversations(tmp_path):
+    talk = [{"role": "user", "content": "qt"}, {"role": "assistant", "content": "a"}]
+    lines = [rows(2, "x"), talk, [talk, {"query": "z", "response": "a"}], [], [1], talk[1]]
+    loaded = load(save(tmp_path / "x.jsonl", lines), dataset_shuffle=False)
+    assert queries(loaded.train) == ["qx0", "qx1", "qt", "z"]
+    drops = loaded.report.datasets[0].drops
+    assert drops.counts == {"the row is no object": 3, "a message outside a conversation": 1}
+    assert loaded.report.rows_read == 8 and loaded.train.source(3).line == 3
+
+
+def test_several_answers_are_no_answer(tmp_path):
+    file = save(tmp_path / "x.jsonl", [{"query": "q", "response": ["a"]}, {"query": "q", "response": ["a", "b"]}])
+    loaded = load(file)
+    assert [row["messages"][-1]["content"] for row in loaded.train] == ["a"]
+    assert loaded.report.datasets[0].drops.counts == {"several answers in one row": 1}

@@ -7,6 +7,7 @@ import io
 import json
 import lzma
 
+import pyarrow
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -71,7 +72,13 @@ def test_a_map_of_names_to_rows_and_a_single_row(tmp_path):
     assert values(write(tmp_path, "d.json", json.dumps(pair))) == [pair]
 
 
-@pytest.mark.parametrize("pack, suffix", [(gzip.compress, ".gz"), (bz2.compress, ".bz2"), (lzma.compress, ".xz")])
+def zstd(data):
+    return pyarrow.compress(data, codec="zstd", asbytes=True)
+
+
+@pytest.mark.parametrize(
+    "pack, suffix", [(gzip.compress, ".gz"), (bz2.compress, ".bz2"), (lzma.compress, ".xz"), (zstd, ".zst")]
+)
 def test_compressed(tmp_path, pack, suffix):
     assert values(write(tmp_path, "x.jsonl" + suffix, pack(lines_of(ROWS).encode()))) == ROWS
     half = pack(lines_of(ROWS * 50).encode())[:-20]
