@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from swift.engines.batch import CausalModel
+from swift.engines.grammar import GrammarCompiler, grammars_of
 from swift.engines.protocol import (
     Capabilities,
     Delta,
@@ -76,7 +77,8 @@ class PtEngine:
         self._context = context_length or own_context
         self._prompt_limit, self._truncation = prompt_limit, truncation
         self._vocabulary = model.get_input_embeddings().weight.shape[0]
-        self.capabilities = Capabilities(self._context, max_batch_size)
+        self.capabilities = Capabilities(self._context, max_batch_size, grammars=grammars_of(tokenizer))
+        self._grammars = GrammarCompiler(tokenizer, self._vocabulary, self._end_ids)
         self._tokenizer_lock = threading.Lock()
         self._scheduler = Scheduler(CausalModel(model), max_batch_size, self._tokenizer_lock, PREFILL_CHUNK)
 
@@ -98,9 +100,10 @@ class PtEngine:
         rule = SamplingRule.of(sampling, self._generation_config)
         prompt_ids = self._prompt_ids(request)
         end_ids = self._end_ids | frozenset(sampling.stop_token_ids)
+        grammar = self._grammars.start(sampling.grammar) if sampling.grammar is not None else None
         return GenerationState(
             prompt_ids,
-            Sampler(rule, sampling.seed, prompt_ids, end_ids),
+            Sampler(rule, sampling.seed, prompt_ids, end_ids, grammar),
             deltas,
             self._tokenizer,
             limit=self._limit(sampling, len(prompt_ids)),
@@ -123,6 +126,8 @@ class PtEngine:
         asked = sampling.prompt_logprobs
         if asked is not None and not 0 <= asked <= MOST_LOGPROBS:
             raise RequestError(f"prompt_logprobs must be between 0 and {MOST_LOGPROBS}", param="prompt_logprobs")
+        if sampling.grammar is not None and sampling.min_new_tokens:
+            raise RequestError("min_new_tokens can't be had with a grammar", param="min_new_tokens")
         if sampling.num_beams > 1:
             for name in BEAMLESS:
                 if getattr(sampling, name) != getattr(Sampling(), name):

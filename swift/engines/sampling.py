@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from swift.engines.grammar import GrammarState
 from swift.engines.protocol import RequestError, Sampling
 
 MOST_LOGPROBS = 20  # alternatives per token, as in the OpenAI API
@@ -101,13 +102,18 @@ def _first(*values: Any) -> Any:
 class Sampler:
     """One request's rule, its random numbers and the tokens it has seen (for the penalties).
 
-    `end_ids` are the tokens that `min_new_tokens` holds back.
+    `end_ids` are the tokens that `min_new_tokens` holds back; `grammar` says which tokens may come next.
     """
 
     def __init__(
-        self, rule: SamplingRule, seed: int | None, prompt_ids: Sequence[int], end_ids: Iterable[int] = frozenset()
+        self,
+        rule: SamplingRule,
+        seed: int | None,
+        prompt_ids: Sequence[int],
+        end_ids: Iterable[int] = frozenset(),
+        grammar: GrammarState | None = None,
     ):
-        self.rule, self.seed = rule, seed
+        self.rule, self.seed, self._grammar = rule, seed, grammar
         self._noise: torch.Generator | None = None
         self._seen = set(prompt_ids) if rule.repetition_penalty != 1 else None
         self._counts: Counter[int] | None = None
@@ -117,6 +123,8 @@ class Sampler:
 
     def see(self, token_id: int) -> None:
         self._generated += 1
+        if self._grammar is not None:
+            self._grammar.accept(token_id)
         if self._seen is not None:
             self._seen.add(token_id)
         if self._counts is not None:
@@ -124,8 +132,9 @@ class Sampler:
 
     @property
     def changes_logits(self) -> bool:
+        counting = self._seen is not None or self._counts is not None
         holds_end = self._generated < self.rule.min_new_tokens
-        return self._seen is not None or self._counts is not None or bool(self.rule.logit_bias) or holds_end
+        return counting or holds_end or bool(self.rule.logit_bias) or self._grammar is not None
 
     @property
     def plain_greedy(self) -> bool:
@@ -160,7 +169,9 @@ class Sampler:
         return torch.empty_like(scores).exponential_(generator=self._noise).clamp_min_(TINY)
 
     def _changed(self, logits: torch.Tensor) -> torch.Tensor:
-        """A copy with penalties and bias applied, and end tokens at -inf while the answer is too short."""
+        """A copy with penalties and bias applied; at -inf: end tokens while the answer is too short, and what the
+        grammar forbids.
+        """
         logits, rule = logits.clone(), self.rule
         if self._seen:
             seen = torch.tensor(sorted(self._seen), device=logits.device)
@@ -175,6 +186,8 @@ class Sampler:
             logits[ids] += torch.tensor(list(rule.logit_bias.values()), dtype=logits.dtype, device=logits.device)
         if self._generated < rule.min_new_tokens:
             logits[self._end_ids] = -torch.inf
+        if self._grammar is not None:
+            logits[~self._grammar.allowed(logits.device)] = -torch.inf
         return logits
 
     def _filtered(self, scores: torch.Tensor) -> torch.Tensor:
