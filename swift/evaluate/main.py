@@ -42,8 +42,6 @@ def main(config: EvalConfig) -> int:
         return compare_only(config)
     if config.evaluate.eval_backend != "Native":
         raise NotBuiltYet("only the Native backend is built yet", where="--eval_backend", fix="--eval_backend Native")
-    if config.evaluate.eval_url is not None:
-        raise NotBuiltYet("endpoints are not built yet", where="--eval_url", fix="--model DIRECTORY")
     sets = wanted(config)
     _check_code(config, sets)
     inner, source = as_infer(config), None
@@ -143,6 +141,14 @@ def as_infer(config: EvalConfig) -> InferConfig:
 
 def build(config: EvalConfig, inner: InferConfig, source: setup.Source | None) -> Answerer:
     """Load the model, or reach for the endpoint."""
+    evaluate = config.evaluate
+    if evaluate.eval_url is not None:
+        from swift.evaluate.endpoint import Endpoint
+
+        endpoint = Endpoint.reach(evaluate.eval_url, config.model.model, evaluate.api_key, evaluate.eval_num_proc)
+        if not endpoint.scores:
+            log.warning("%s gives no log-probabilities of a prompt: questions are asked by generation", endpoint.name)
+        return endpoint
     from swift.evaluate.local import LocalModel
 
     assert source is not None
