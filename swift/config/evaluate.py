@@ -24,6 +24,7 @@ class EvaluateOptions:
     allow_code_execution: bool = option(False)
     extra_eval_args: dict | None = option()
     compare: tuple[str, ...] = option(())
+    eval_python: str | None = option()
     infer_backend: str = option(
         "pt", choices=("pt", "vllm", "sglang", "lmdeploy", "http", "fake"), values={"transformers": "pt", "hf": "pt"}
     )

@@ -130,10 +130,14 @@ def _values(run: Path, name: str) -> dict[tuple[str, str, int], float]:
     """Value of each question; equal questions are told apart by their order."""
     values: dict[tuple[str, str, int], float] = {}
     for sample in read_log(run / "samples" / f"{name}.jsonl"):
+        if "value" not in sample:  # a tool that reports no decisions
+            continue
         number = 0
         while (sample["subject"], sample["hash"], number) in values:
             number += 1
         values[sample["subject"], sample["hash"], number] = sample["value"]
+    if not values:
+        raise DataError(f"has no value for each question of {name}", where=f"--compare {run}")
     return values
 
 

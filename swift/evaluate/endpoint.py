@@ -99,7 +99,7 @@ class Endpoint:
     def reach(cls, url: str, model: str | None, key: str | None, parallel: int) -> Endpoint:
         """Find the model and what the endpoint can; EndpointError or UsageError when nothing can be asked of it."""
         client = Client(base_of(url), key)
-        model = _model(client, model)
+        model = find_model(client, model)
         scores, chats = can_score(client, model), _can_chat(client, model)
         if not scores and not chats and not _can_complete(client, model):
             raise EndpointError("answers neither chat/completions nor completions", where=client.base)
@@ -195,7 +195,8 @@ def base_of(url: str) -> str:
     return base if base.count("/") > 2 else f"{base}/v1"
 
 
-def _model(client: Client, wanted: str | None) -> str:
+def find_model(client: Client, wanted: str | None) -> str:
+    """The name to ask by: `wanted` if the endpoint has it, else its first; UsageError when there is none."""
     try:
         listing = client.call("models", attempts=3)
     except Refused as error:

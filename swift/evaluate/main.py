@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from swift.config.commands import EvalConfig, InferConfig
 from swift.config.generation import InferOptions
 from swift.config.record import explain
 from swift.engines import setup
-from swift.errors import MissingPackage, NotBuiltYet, SwiftError, UsageError
+from swift.errors import MissingPackage, SwiftError, UsageError
 from swift.evaluate.answering import Answerer
 from swift.evaluate.data import Documents, load_documents
 from swift.evaluate.plans import Wanted, wanted
-from swift.evaluate.run import EvalRun, open_run
+from swift.evaluate.results import BenchmarkResult
+from swift.evaluate.run import finish, open_run
 from swift.say import speak
 
 log = logging.getLogger("swift")
@@ -41,7 +44,9 @@ def main(config: EvalConfig) -> int:
     if config.evaluate.compare and not _has_model(config):
         return compare_only(config)
     if config.evaluate.eval_backend != "Native":
-        raise NotBuiltYet("only the Native backend is built yet", where="--eval_backend", fix="--eval_backend Native")
+        from swift.evaluate.external import run_external
+
+        return run_external(config, as_infer(config), report)
     sets = wanted(config)
     _check_code(config, sets)
     inner, source = as_infer(config), None
@@ -71,7 +76,7 @@ def main(config: EvalConfig) -> int:
         finally:
             if answerer is not None:
                 answerer.close()
-        return report(config, run)
+        return report(config, run.folder, run.facts(), run.results())
 
 
 def decide(config: EvalConfig) -> EvalConfig:
@@ -85,6 +90,8 @@ def decide(config: EvalConfig) -> EvalConfig:
                 raise UsageError("--eval_url names a model that runs elsewhere", where=f"--{name}", fix="leave one out")
     elif evaluate.api_key is not None:
         raise UsageError("is for the endpoint that --eval_url names", where="--api_key", fix="add --eval_url URL")
+    if evaluate.eval_backend == "Native" and evaluate.eval_python is not None:
+        raise UsageError("is for OpenCompass and EvalScope", where="--eval_python", fix="leave it out")
     if evaluate.eval_backend == "Native" and evaluate.extra_eval_args:
         raise UsageError(
             "the Native backend has no arguments of its own",
@@ -162,19 +169,19 @@ def _present(answerer: Answerer | None) -> Answerer:
     return answerer
 
 
-def report(config: EvalConfig, run: EvalRun) -> int:
+def report(config: EvalConfig, folder: Path, facts: Mapping[str, Any], results: Sequence[BenchmarkResult]) -> int:
+    """Write the report and print the table, and the comparisons asked for."""
     from swift.evaluate import report as texts
 
-    results = run.results()
-    run.finish(results, texts.page(results, run.facts()))
+    finish(folder, facts, results)
     print(texts.table(results))
     for line in texts.remarks(results):
         log.info(line)
     for other in config.evaluate.compare:
         from swift.evaluate.compare import compare_runs
 
-        print(f"\n{compare_runs(Path(other), run.folder).text()}")
-    log.info("report in %s", run.folder / "report.html")
+        print(f"\n{compare_runs(Path(other), folder).text()}")
+    log.info("report in %s", folder / "report.html")
     return 0
 
 

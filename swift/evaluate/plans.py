@@ -101,7 +101,7 @@ def wanted(config: EvalConfig) -> list[Wanted]:
     benchmarks = list(dict.fromkeys(benchmark.name for benchmark in found))
     chosen = [next(b for b in found if b.name == name) for name in benchmarks]
     arguments = _arguments(config.evaluate.eval_dataset_args, chosen)
-    generation = _generation(config.evaluate.eval_generation_config)
+    generation = generation_settings(config.evaluate.eval_generation_config)
     chat = config.chat.use_chat_template if config.given("use_chat_template") else None
     return [_wanted(config, b, arguments.get(b.name, {}), generation, chat) for b in chosen]
 
@@ -169,7 +169,8 @@ def _arguments(given: Mapping[str, Any] | None, chosen: Iterable[Benchmark]) -> 
     return found
 
 
-def _generation(given: Mapping[str, Any] | None) -> dict[str, Any]:
+def generation_settings(given: Mapping[str, Any] | None) -> dict[str, Any]:
+    """--eval_generation_config with lm-eval's names; UsageError for what isn't known."""
     values: dict[str, Any] = {}
     for name, value in (given or {}).items():
         if name == "do_sample":

@@ -29,6 +29,7 @@ from swift.engines.setup import Source
 from swift.evaluate.answering import Answerer
 from swift.evaluate.data import Documents
 from swift.evaluate.plans import Wanted
+from swift.evaluate.report import page
 from swift.evaluate.results import BenchmarkResult, span
 from swift.evaluate.store import Answers
 from swift.runs import create_run_dir, ensure_writable_dir, write_json, write_text
@@ -96,26 +97,32 @@ class EvalRun:
             categories=_categories(one.benchmark.categories, subjects),
             data={"files": len(documents.files), "first": str(documents.files[0]), "sha256": documents.digest},
         )
-        ensure_writable_dir(self.folder / "samples")
-        lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in measured.samples)
-        write_text(self.folder / "samples" / f"{name}.jsonl", lines)
         self._facts.setdefault("engine", dict(answerer.facts))
-        ensure_writable_dir(self._result_path(one).parent)
-        write_json(self._result_path(one), result.to_json())
+        keep_result(self.folder, result, measured.samples)
         log.info("%s: %.2f %% %s after %s", name, 100 * value, result.metric, span(seconds))
 
     def results(self) -> list[BenchmarkResult]:
         paths = [self._result_path(one) for one, _ in self._sets]
         return [BenchmarkResult.from_json(json.loads(path.read_text(encoding="utf-8"))) for path in paths]
 
-    def finish(self, results: Sequence[BenchmarkResult], page: str) -> None:
-        """Write the report and, last, the result; add a line to the list of all runs in --eval_output_dir."""
-        record = {**self._facts, "finished": time.strftime("%Y-%m-%dT%H:%M:%S"), "run": str(self.folder)}
-        record["results"] = [result.to_json() for result in results]
-        write_text(self.folder / REPORT, page)
-        write_json(self.folder / RESULT, record)
-        with open(self.folder.parent.parent / LIST, "a", encoding="utf-8") as file:
-            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+def finish(folder: Path, facts: Mapping[str, Any], results: Sequence[BenchmarkResult]) -> None:
+    """Write the report and, last, the result; add a line to the list of all runs in --eval_output_dir."""
+    record = {**facts, "finished": time.strftime("%Y-%m-%dT%H:%M:%S"), "run": str(folder)}
+    record["results"] = [result.to_json() for result in results]
+    write_text(folder / REPORT, page(results, facts))
+    write_json(folder / RESULT, record)
+    with open(folder.parent.parent / LIST, "a", encoding="utf-8") as file:
+        file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+
+def keep_result(folder: Path, result: BenchmarkResult, samples: Sequence[Mapping[str, Any]]) -> None:
+    """Write a finished benchmark's samples and, last, its result."""
+    ensure_writable_dir(folder / "samples")
+    lines = "".join(json.dumps(sample, ensure_ascii=False) + "\n" for sample in samples)
+    write_text(folder / "samples" / f"{result.benchmark}.jsonl", lines)
+    ensure_writable_dir(folder / "results")
+    write_json(folder / "results" / f"{result.benchmark}.json", result.to_json())
 
 
 def _categories(categories: Mapping[str, Sequence[str]], subjects: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,7 +142,7 @@ def open_run(
 ) -> Iterator[EvalRun]:
     """The unfinished run of the same evaluation, else a new one."""
     identity = _identity(config, source, documents)
-    home = Path(config.evaluate.eval_output_dir) / _name(config, source)
+    home = Path(config.evaluate.eval_output_dir) / model_name(config, source)
     ensure_writable_dir(home)
     facts = {"model": _model(config, source), "swift": __version__, "args": config.flat()}
     for name in ("api_key", "hub_token"):
@@ -164,14 +171,18 @@ def open_run(
         yield EvalRun(folder, facts, list(zip(sets, documents, strict=True)))
 
 
-def _name(config: EvalConfig, source: Source | None) -> str:
+def safe_name(name: str) -> str:
+    """A name as a directory and as the model's in a URL: other characters than letters, digits, - . _ become _."""
+    return "".join(c if c.isalnum() or c in "-._" else "_" for c in name)
+
+
+def model_name(config: EvalConfig, source: Source | None) -> str:
+    """What the runs of a model are collected under."""
     if source is None:
-        return "".join(
-            c if c.isalnum() or c in "-._" else "_" for c in str(config.model.model or config.evaluate.eval_url)
-        )
+        return safe_name(str(config.model.model or config.evaluate.eval_url))
     if source.home is not None and source.home.name.startswith("checkpoint-"):
         return f"{source.home.parent.name}-{source.home.name}"
-    return (source.home or source.model.path).resolve().name
+    return (source.home or source.model.path).resolve().name.removesuffix(".gguf")
 
 
 def _model(config: EvalConfig, source: Source | None) -> str:
