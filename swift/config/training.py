@@ -42,6 +42,7 @@ class TrainingOptions:
     label_smoothing_factor: float = option(0.0, low=0, high=1)
     average_tokens_across_devices: bool = option(True)
     force: bool = option(False)
+    probe: bool = option(False)
     auto_find_batch_size: bool = option(False)
     train_dataloader_shuffle: bool = option(True)
     group_by_length: bool = option(False)

@@ -39,7 +39,6 @@ SAME_NAME = (
     "use_liger_kernel",
     "neftune_noise_alpha",
     "average_tokens_across_devices",
-    "auto_find_batch_size",
     "dataloader_num_workers",
     "dataloader_pin_memory",
     "dataloader_persistent_workers",

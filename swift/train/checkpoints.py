@@ -7,6 +7,7 @@ models nor tensors.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -122,9 +123,18 @@ def link(run_dir: Path, name: str, target: Path) -> None:
     os.replace(aside, run_dir / name)
 
 
-def require_state(checkpoint: Path, world_size: int = 1) -> None:
+def processes_of(checkpoint: Path) -> int:
+    """How many processes wrote a checkpoint; CheckpointError when it doesn't say."""
+    path = checkpoint / PROGRESS
+    if not path.is_file():
+        raise CheckpointError(f"{PROGRESS} is missing", where=str(checkpoint), fix="resume from another checkpoint")
+    return json.loads(path.read_text(encoding="utf-8"))["world_size"]
+
+
+def require_state(checkpoint: Path) -> None:
     """CheckpointError unless the optimizer, the schedule, the random states and the position in the data are there."""
-    ranks = [f"rng_state_{rank}.pth" for rank in range(world_size)] if world_size > 1 else ["rng_state.pth"]
+    count = processes_of(checkpoint) if (checkpoint / PROGRESS).is_file() else 1
+    ranks = [f"rng_state_{rank}.pth" for rank in range(count)] if count > 1 else ["rng_state.pth"]
     needed = ["optimizer.pt", "scheduler.pt", TRAINER_STATE, PROGRESS, *ranks]
     missing = [name for name in needed if not (checkpoint / name).is_file()]
     if missing:

@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from swift import runs
 from swift.config.commands import Config
 from swift.errors import CheckpointError
-from swift.train.checkpoints import TRAINER_STATE, list_checkpoints, newest_complete, step_of
+from swift.train.checkpoints import TRAINER_STATE, list_checkpoints, newest_complete, processes_of, step_of
+from swift.train.portions import Portions, resumed
 
 C = TypeVar("C", bound=Config)
 
@@ -27,6 +28,7 @@ OF_THE_SITTING = {
     "add_version",
     "dry_run",
     "force",
+    "probe",
     "hub_token",
 }
 # Sections whose options are part of what the saved state means.
@@ -46,6 +48,8 @@ FREE = {
     "gradient_checkpointing",
     "gradient_checkpointing_kwargs",
 }
+# How the rows of a step are portioned may change; their product may not.
+PORTIONS = {"per_device_train_batch_size", "gradient_accumulation_steps"}
 FROM_HERE_ON = {"num_train_epochs", "max_steps"}
 
 
@@ -121,8 +125,10 @@ def runs_in(output_dir: Path) -> list[Path]:
     return ([output_dir] if list_checkpoints(output_dir) else []) + found
 
 
-def take_over(config: C, point: ResumePoint) -> tuple[C, list[str]]:
+def take_over(config: C, point: ResumePoint, processes: int = 1) -> tuple[C, list[str]]:
     """The run's options where the user typed none, and what to say about those that were typed differently.
+
+    `processes`: how many train now; the rows of a step stay the same.
 
     CheckpointError names every typed option that doesn't fit the saved state.
     """
@@ -134,6 +140,8 @@ def take_over(config: C, point: ResumePoint) -> tuple[C, list[str]]:
     inherited, refused, notes = {}, [], []
     for name, spec in specs.items():
         if name in OF_THE_SITTING or name not in saved:
+            continue
+        if name in PORTIONS and not config.value("resume_only_model"):
             continue
         old = tuple(saved[name]) if spec.is_list and saved[name] is not None else saved[name]
         if not config.given(name):
@@ -151,4 +159,20 @@ def take_over(config: C, point: ResumePoint) -> tuple[C, list[str]]:
             where=str(point.checkpoint),
             fix="leave them out, or start anew from these weights with --resume_only_model true",
         )
-    return config.replace(inherited, "args.json", str(point.run_dir)), notes
+    config = config.replace(inherited, "args.json", str(point.run_dir))
+    if config.value("resume_only_model") or not saved.keys() >= PORTIONS:
+        return config, notes
+    return _portioned(config, saved, point, processes, notes)
+
+
+def _portioned(
+    config: C, saved: dict[str, Any], point: ResumePoint, processes: int, notes: list[str]
+) -> tuple[C, list[str]]:
+    """The step's rows in portions for the processes there are now."""
+    batch, accumulation = "per_device_train_batch_size", "gradient_accumulation_steps"
+    old = Portions(saved[batch], saved[accumulation] or 1, processes_of(point.checkpoint))
+    typed = {name: config.value(name) if config.given(name) else None for name in (batch, accumulation)}
+    new = resumed(old, processes, typed[batch], typed[accumulation], bool(config.value("dataloader_drop_last")))
+    if new != old:
+        notes.append(f"a step's {old.rows} rows are now {new} (they were {old}): the same to rounding, not to the bit")
+    return config.replace({batch: new.batch, accumulation: new.accumulation}, "args.json", str(point.run_dir)), notes

@@ -127,7 +127,7 @@ def _train(setup: Setup, loading: LoadPlan, tokenizer: Any, examples: Examples) 
     from swift.models.load import load_model
     from swift.models.tuners import apply_tuner, trainable_summary
     from swift.train.arguments import check_optimizer, steps_in_run, training_arguments
-    from swift.train.build import build_trainer
+    from swift.train.loop import train_in_memory
 
     config = setup.config
     total = steps_in_run(config, len(examples.train), setup.world_size)
@@ -147,25 +147,9 @@ def _train(setup: Setup, loading: LoadPlan, tokenizer: Any, examples: Examples) 
     log.info(trainable_summary(model))
     run_dir = _run_dir(setup, args, model, examples)
     args.output_dir = str(run_dir)
+    save_tokenizer = config.tuner.tuner_type == "full" or bool(loading.new_special_tokens)
     with Interrupt() as interrupt:
-        trainer = build_trainer(
-            config,
-            args,
-            model,
-            tokenizer,
-            examples.train,
-            examples.val,
-            examples.collate,
-            sources=examples.source,
-            lengths=examples.train.lengths.tolist(),
-            interrupt=interrupt,
-            save_tokenizer=config.tuner.tuner_type == "full" or bool(loading.new_special_tokens),
-            data_fingerprint=examples.fingerprint,
-        )
-        try:
-            trainer.train(resume_from_checkpoint=str(setup.point.checkpoint) if setup.point else None)
-        finally:
-            trainer.close_reporters()
+        trainer = train_in_memory(setup, args, model, tokenizer, examples, interrupt, save_tokenizer, total)
     if args.should_save:
         summary.finish(run_dir, _outcome(trainer, config, interrupt))
     trainer.leave_group()
@@ -250,13 +234,18 @@ def _make_run_dir(setup: Setup, model: Any, examples: Examples) -> Path:
         run_dir = runs.create_run_dir(output_dir, config.saving.add_version).resolve()
         _refuse_used(run_dir)
     log.info("run directory: %s", run_dir)
-    command = "sft" if config.chat.use_chat_template else "pt"
-    save_args(
-        run_dir, command, config, model_path=str(_weights_directory(setup) if point is None else setup.model.directory)
-    )
+    save_options(run_dir, setup)
     examples.save(run_dir)
     manifest.begin(run_dir, setup, examples, elastic.job_id())
     return run_dir
+
+
+def save_options(run_dir: Path, setup: Setup) -> None:
+    """args.json: the options as they are in force, for resuming and for the commands that come after."""
+    config = setup.config
+    command = "sft" if config.chat.use_chat_template else "pt"
+    path = _weights_directory(setup) if setup.point is None else setup.model.directory
+    save_args(run_dir, command, config, model_path=str(path))
 
 
 def goes_on_in_place(config: SftConfig, run_dir: Path) -> bool:

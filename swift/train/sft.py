@@ -157,8 +157,8 @@ def _continue_from(config: SftConfig) -> tuple[SftConfig, ResumePoint | None]:
 
 def _go_on(config: SftConfig, point: ResumePoint, notes: list[str]) -> tuple[SftConfig, ResumePoint]:
     if not config.saving.resume_only_model:
-        require_state(point.checkpoint, int(os.environ.get("WORLD_SIZE", "1")))
-    config, changes = resume.take_over(config, point)
+        require_state(point.checkpoint)
+    config, changes = resume.take_over(config, point, int(os.environ.get("WORLD_SIZE", "1")))
     _say([*notes, *changes, f"continuing {point.run_dir} after step {point.step}"])
     return config, point
 

@@ -12,22 +12,19 @@ import gc
 import inspect
 import json
 import math
-import random
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import DataLoader, Sampler
 from transformers import DefaultFlowCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from swift import runs
-from swift.errors import CheckpointError, TrainingError
-from swift.train import checkpoints, metrics
+from swift.errors import TrainingError
+from swift.train import checkpoints, metrics, random_state
 from swift.train.callbacks import Reporter, Schedule
 from swift.train.losses import IGNORED, LossParts, causal_loss, label_positions
 
@@ -99,7 +96,7 @@ class SftTrainer(Trainer):
         self.save_total_limit, self.save_only_model = save_total_limit, save_only_model
         self.resume_only_model, self.symlinks = resume_only_model, symlinks
         seed = args.data_seed if args.data_seed is not None else args.seed
-        group = args.train_batch_size * args.gradient_accumulation_steps
+        group = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
         self.order = EpochOrder(len(train_dataset), seed, shuffle, lengths, group)
         self.narrow_logits = _takes_logits_to_keep(model) and not args.torch_compile
         self.own_loss = not args.use_liger_kernel
@@ -120,6 +117,7 @@ class SftTrainer(Trainer):
         self.tally = metrics.Tally(args.device)
         self.watch = metrics.Stopwatch()
         self.tokens_seen = {"inputs": 0, "tokens": 0}
+        self.in_hand: tuple[list[int], tuple[int, ...]] = ([], (0, 0))  # rows and shape of the batch being computed
         self._step_losses: list[tuple[torch.Tensor, list[int]]] = []
 
     @property
@@ -168,6 +166,7 @@ class SftTrainer(Trainer):
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         """The batch's share of the step's mean: sum of its tokens' losses over the label tokens of the whole step."""
         rows = inputs.pop("row_ids")
+        self.in_hand = (rows, tuple(inputs["input_ids"].shape))
         loss, parts = self._forward(model, inputs, num_items_in_batch, self.label_smoothing)
         if self.args.average_tokens_across_devices:
             # DDP takes the mean of the processes' gradients; each holds its part of one sum.
@@ -222,6 +221,10 @@ class SftTrainer(Trainer):
             where=shown,
             fix="look at these rows, lower --learning_rate, or use --torch_dtype bfloat16 or float32",
         )
+
+    def forget_batches(self) -> None:
+        """Let go of the batches of a step that isn't finished."""
+        self._step_losses.clear()
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None and self.parameter_groups is not None:
@@ -298,7 +301,7 @@ class SftTrainer(Trainer):
         began = time.monotonic()
         training = self.model.training
         self.model.eval()
-        with _random_state_untouched(), torch.no_grad():
+        with random_state.untouched(), torch.no_grad():
             values = self._over_processes_sum(self._evaluation_sums())
         self.model.train(training)
         took = time.monotonic() - began
@@ -414,12 +417,6 @@ class SftTrainer(Trainer):
 
     def _restore_progress(self, checkpoint: Path) -> None:
         progress = json.loads((checkpoint / checkpoints.PROGRESS).read_text(encoding="utf-8"))
-        if progress["world_size"] != self.args.world_size:
-            raise CheckpointError(
-                f"was written by {progress['world_size']} process(es), this run has {self.args.world_size}",
-                where=str(checkpoint),
-                fix=f"set NPROC_PER_NODE/NNODES so that there are {progress['world_size']}",
-            )
         if self.args.process_index == 0:
             # The main process carries the sums of all of them on; what is a mean over processes is scaled back.
             window = progress["window"]
@@ -459,18 +456,3 @@ def _counted(labels: torch.Tensor) -> LossParts:
     kept = labels[:, 1:] != IGNORED
     zero = torch.zeros((), dtype=torch.int64, device=labels.device)
     return LossParts(zero, kept.sum(), zero, kept.any(dim=1).sum(), zero)
-
-
-@contextmanager
-def _random_state_untouched() -> Iterator[None]:
-    """Whatever runs inside, the random numbers that training draws afterwards are those it would have drawn before."""
-    python, numpy, cpu = random.getstate(), np.random.get_state(), torch.get_rng_state()
-    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)
-        torch.set_rng_state(cpu)
-        if cuda is not None:
-            torch.cuda.set_rng_state_all(cuda)

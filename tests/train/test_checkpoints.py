@@ -114,11 +114,12 @@ def test_a_place_without_a_complete_checkpoint_is_an_error(tmp_path, make):
     assert caught.value.fix
 
 
-def run_with_args(tmp_path, **options):
+def run_with_args(tmp_path, processes=1, **options):
     run_dir = tmp_path / "v0-20260101-000000"
     path = make_checkpoint(run_dir, 10)
     save_args(run_dir, "sft", SftConfig().replace(options, "command line"))
     runs.write_text(path / runs.ARGS, (run_dir / runs.ARGS).read_text())
+    runs.write_json(path / checkpoints.PROGRESS, {"world_size": processes})
     return resume.ResumePoint(path, run_dir, 10)
 
 
@@ -135,7 +136,6 @@ def test_what_was_not_typed_comes_from_the_run(tmp_path):
     "typed",
     [
         dict(learning_rate=1e-3),
-        dict(per_device_train_batch_size=2),
         dict(lora_rank=16),
         dict(seed=1),
         dict(model="other"),
@@ -148,6 +148,34 @@ def test_options_that_would_break_the_state_are_refused_by_name(tmp_path, typed)
     typed |= dict(resume_only_model=True, resume_from_checkpoint="auto")
     cfg, _ = resume.take_over(SftConfig().replace(typed, "command line"), point)
     assert cfg.value(next(iter(typed))) == typed[next(iter(typed))]
+
+
+@pytest.mark.parametrize(
+    ("old", "now", "typed", "expected"),
+    [
+        ((4, 2, 1), 1, {}, (4, 2)),
+        ((4, 2, 1), 2, {}, (4, 1)),
+        ((4, 2, 1), 4, {}, (2, 1)),
+        ((2, 3, 2), 1, {}, (2, 6)),
+        ((4, 2, 1), 1, {"per_device_train_batch_size": 2}, (2, 4)),
+        ((4, 2, 1), 1, {"gradient_accumulation_steps": 8}, (1, 8)),
+        ((4, 2, 1), 3, {}, None),
+        ((4, 2, 1), 1, {"per_device_train_batch_size": 3}, None),
+        ((4, 2, 1), 1, {"per_device_train_batch_size": 4, "gradient_accumulation_steps": 4}, None),
+    ],
+)
+def test_a_step_keeps_its_rows_in_other_portions(tmp_path, old, now, typed, expected):
+    options = dict(per_device_train_batch_size=old[0], gradient_accumulation_steps=old[1])
+    point = run_with_args(tmp_path, processes=old[2], **options)
+    config = SftConfig().replace(typed, "command line")
+    if expected is None:
+        with pytest.raises(CheckpointError, match="a step of the run has"):
+            resume.take_over(config, point, now)
+        return
+    found, notes = resume.take_over(config, point, now)
+    training = found.training
+    assert (training.per_device_train_batch_size, training.gradient_accumulation_steps) == expected
+    assert len(notes) == ((*expected, now) != old)
 
 
 def test_a_longer_run_is_allowed_and_said(tmp_path):

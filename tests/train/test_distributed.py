@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -125,3 +126,19 @@ def test_torchrun_restarts_from_the_newest_checkpoint_when_a_process_is_killed(t
     assert [s["from_step"] >= 4 for s in sittings] == [False, True]
     found = [(r["step"], r["loss"]) for r in support.records(run_dir) if "loss" in r]
     assert found == losses(tmp_path / "undisturbed")
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
+    options = ["--max_steps", "6", "--save_steps", "3", "--per_device_train_batch_size", "2"]
+    options += ["--gradient_accumulation_steps", "2", "--dataset", f"{tmp_path / 'rows.jsonl'}#48"]
+    whole = [*options, "--output_dir", str(tmp_path / "whole")]
+    finish(start([], sft(tmp_path, "whole", *whole)))
+    shutil.copytree(tmp_path / "whole", tmp_path / "other")
+    (run_dir,) = (tmp_path / "other").iterdir()
+    shutil.rmtree(run_dir / "checkpoint-6")
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    resume = ["--resume_from_checkpoint", "auto", "--output_dir", str(tmp_path / "other")]
+    output = finish(start(two, ["swift.cli", "sft", *resume]))
+    assert "a step's 4 rows are now 2 rows x 1 passes x 2 processes" in output
+    assert losses(tmp_path / "other") == [(step, pytest.approx(v, abs=1e-5)) for step, v in losses(tmp_path / "whole")]

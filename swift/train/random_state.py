@@ -1,0 +1,40 @@
+"""The state of every random generator that training draws from, taken and put back."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+
+class RandomState(NamedTuple):
+    python: Any
+    numpy: Any
+    cpu: torch.Tensor
+    cuda: list[torch.Tensor] | None
+
+    @classmethod
+    def now(cls) -> RandomState:
+        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
+        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
+
+    def restore(self) -> None:
+        random.setstate(self.python)
+        np.random.set_state(self.numpy)
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state_all(self.cuda)
+
+
+@contextmanager
+def untouched() -> Iterator[None]:
+    """Whatever runs inside, the random numbers that training draws afterwards are those it would have drawn before."""
+    state = RandomState.now()
+    try:
+        yield
+    finally:
+        state.restore()
