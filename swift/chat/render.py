@@ -18,6 +18,8 @@ from datetime import datetime
 from functools import lru_cache
 from typing import Any
 
+from jinja2 import meta, nodes, pass_context
+
 from swift.errors import TemplateError
 
 Span = tuple[int, int]
@@ -53,8 +55,9 @@ class _Mark(str):
         return self
 
 
-def _mark(kind: str, depth: int, *values: Any) -> _Mark:
-    return _Mark(kind, depth, tuple(id(value) for value in values))
+@pass_context  # needs none of it, but a filter that takes it is not folded into a constant
+def _mark(context: Any, kind: str, depth: int, *values: Any) -> _Mark:
+    return _Mark(kind, depth, tuple(map(id, values)))
 
 
 class ChatTemplate:
@@ -65,21 +68,32 @@ class ChatTemplate:
 
         self.source = source
         try:
-            environment = _compile_jinja_template(source).environment
+            own = _compile_jinja_template(source).environment
         except Exception as error:  # jinja2 raises its own syntax errors, and plain ones from its lexer
             raise TemplateError(
                 f"the chat template is not valid Jinja: {error}", fix="pass another one with --template NAME_OR_FILE"
             ) from error
-        tree = environment.parse(source)
-        tree.body = _instrument(tree.body, 0)
-        code = environment.compile(tree.set_environment(environment))
+        self._environment = self._prepared(own.overlay())
+        tree = self._environment.parse(source)
+        self.variables = frozenset(meta.find_undeclared_variables(tree))
+        self.has_generation_blocks = any(_is_generation(node) for node in tree.find_all(nodes.CallBlock))
         self._clock = _Clock()
-        own = {"_swift_mark": _mark, "strftime_now": self._clock}
-        self._marked = environment.template_class.from_code(environment, code, environment.make_globals(own))
-        code = environment.compile(environment.parse(source))
-        self._plain = environment.template_class.from_code(environment, code, environment.make_globals(own))
-        self.has_generation_blocks = any(True for _ in _generation_blocks(tree))
-        self.variables = _undeclared(environment.parse(source))
+        self._globals = {**self._environment.globals, "strftime_now": self._clock}
+        self._plain = self._compiled(self._rewritten(tree))
+        tree = self._rewritten(self._environment.parse(source))
+        tree.body = _instrument(tree.body, 0)
+        self._marked = self._compiled(tree)
+
+    def _prepared(self, environment: Any) -> Any:
+        environment.filters = {**environment.filters, "_swift_mark": _mark}
+        return environment
+
+    def _rewritten(self, tree: nodes.Template) -> nodes.Template:
+        return tree
+
+    def _compiled(self, tree: nodes.Template) -> Any:
+        code = self._environment.compile(tree.set_environment(self._environment))
+        return self._environment.template_class.from_code(self._environment, code, self._globals)
 
     def render(
         self,
@@ -99,11 +113,22 @@ class ChatTemplate:
         parts: list[str] = []
         seen: list[tuple[int, str, int, int | None]] = []
         position = 0
-        context = {"tools": tools, "documents": None, **variables}
+        template = self._marked if marks else self._plain
+        context = self._environment.context_class(
+            self._environment,
+            {
+                **self._globals,
+                "messages": chat,
+                "add_generation_prompt": add_generation_prompt,
+                "tools": tools,
+                "documents": None,
+                **variables,
+            },
+            None,
+            template.blocks,
+        )
         try:
-            for piece in (self._marked if marks else self._plain).generate(
-                messages=chat, add_generation_prompt=add_generation_prompt, **context
-            ):
+            for piece in template.root_render_func(context):
                 if piece.__class__ is _Mark:
                     found = next((index[key] for key in piece.keys if key in index), None)
                     seen.append((position, piece.kind, piece.depth, found))
@@ -156,34 +181,18 @@ def _plain(value: Any) -> Any:
     return f"<{type(value).__name__}>"  # an image, an array: templates look only at whether it is there
 
 
-def _undeclared(tree: Any) -> frozenset[str]:
-    from jinja2 import meta
-
-    return frozenset(meta.find_undeclared_variables(tree))
-
-
 # --- the syntax tree -------------------------------------------------------------------------------------------------
 
 
-def _generation_blocks(tree: Any):
-    from jinja2 import nodes
-
-    return (node for node in tree.find_all(nodes.CallBlock) if _is_generation(node))
-
-
 def _is_generation(node: Any) -> bool:
-    from jinja2 import nodes
-
     callee = node.call.node
     return isinstance(callee, nodes.ExtensionAttribute) and callee.name == "_generation_support"
 
 
 def _emit(kind: str, depth: int, *names: str) -> Any:
-    """The statement `{{ _swift_mark(kind, depth, *names) }}`."""
-    from jinja2 import nodes
-
-    arguments = [nodes.Const(kind), nodes.Const(depth), *(nodes.Name(name, "load") for name in names)]
-    return nodes.Output([nodes.Call(nodes.Name("_swift_mark", "load"), arguments, [], None, None)])
+    """The statement `{{ kind | _swift_mark(depth, *names) }}`: a filter, because a call goes through the sandbox."""
+    arguments = [nodes.Const(depth), *(nodes.Name(name, "load") for name in names)]
+    return nodes.Output([nodes.Filter(nodes.Const(kind), "_swift_mark", arguments, [], None, None)])
 
 
 def _instrument(body: list[Any], depth: int) -> list[Any]:
@@ -192,8 +201,6 @@ def _instrument(body: list[Any], depth: int) -> list[Any]:
     Macros, `{% set %}...{% endset %}`, filter and call blocks buffer what they write, so a place inside them has no
     position in the text yet: they are left alone.
     """
-    from jinja2 import nodes
-
     result: list[Any] = []
     for node in body:
         if isinstance(node, nodes.For):
@@ -219,8 +226,6 @@ def _instrument(body: list[Any], depth: int) -> list[Any]:
 
 
 def _names(target: Any) -> list[str]:
-    from jinja2 import nodes
-
     if isinstance(target, nodes.Name):
         return [target.name]
     if isinstance(target, nodes.Tuple):
