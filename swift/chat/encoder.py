@@ -20,10 +20,12 @@ from typing import Any
 from swift.chat.encoded import Encoded, RowDropped
 from swift.chat.facts import TOOL, USER, Facts, learn
 from swift.chat.forms import tools_of, with_content, with_json_arguments
-from swift.chat.label import Planned, label, pieces
+from swift.chat.label import Planned, label, learned, pieces
 from swift.chat.media import expand, media_of, with_blocks
 from swift.chat.render import ChatTemplate, Refusal, Rendered, compiled, normalised
 from swift.chat.replies import ReplyFormat, learn_replies
+from swift.chat.shapes import Match, Shapes
+from swift.chat.symbols import is_symbolic
 from swift.chat.tokens import Tokenized, Tokens
 from swift.chat.turns import Conversation, Turn, common_prefix, composed, contents, find_turn
 from swift.errors import DataError, TemplateError, UsageError
@@ -74,6 +76,7 @@ class ChatEncoder:
         self._extra_stops = tuple(stop_token_ids)
         self._facts: dict[str, Facts] = {}
         self._replies: dict[str, ReplyFormat] = {}
+        self._known: dict[str, Shapes | None] = {}
 
     # --- training ------------------------------------------------------------------------------------------------
 
@@ -97,16 +100,37 @@ class ChatEncoder:
 
     def encode_batch(self, rows: Sequence[Mapping[str, Any]]) -> list[list[Encoded] | TemplateError | DataError]:
         """`encode_parts` of each row, with the tokenizer called once; a row's error (RowDropped is a DataError)
-        stands in its place. A part that is too long is dropped by itself; the row only when no part is left."""
-        plans: list[list[Planned] | TemplateError | DataError] = []
-        for row in rows:
-            try:
-                plans.append(self._plan_media(row) if media_of(row) else self._plan_parts(row))
-            except (TemplateError, DataError) as error:
-                plans.append(error)
-        every = [plan for found in plans if isinstance(found, list) for plan in found]
+        stands in its place. A part that is too long is dropped by itself, and the next one says how many were."""
+        plans = [self._matched_or_planned(row) for row in rows]
+        matches = [plan for plan in plans if isinstance(plan, Match)]
+        found = self._by_segments(matches)
+        plans = [(next(found) or [plan.planned()]) if isinstance(plan, Match) else plan for plan in plans]
+        every = [plan for made in plans if isinstance(made, list) for plan in made]
         tokenized = iter(self._tokens.tokenize([plan.text for plan in every], [plan.raw for plan in every]))
-        return [self._parts(found, tokenized) if isinstance(found, list) else found for found in plans]
+        return [self._outcome(made, tokenized) for made in plans]
+
+    def _matched_or_planned(self, row: Mapping[str, Any]) -> Match | list[Planned] | TemplateError | DataError:
+        try:
+            if media_of(row):
+                return self._plan_media(row)
+            shapes = self._shapes()
+            return (shapes and shapes.find(row, self._plan_parts)) or self._plan_parts(row)
+        except (TemplateError, DataError) as error:
+            return error
+
+    def _by_segments(self, matches: Sequence[Match]) -> Iterator[tuple[Encoded, list[int]] | None]:
+        """Rows of known shape, encoded; None for one that has to be tokenized in one piece."""
+        texts = [text for match in matches if match.shape.segments for text in match.variable()]
+        ids = iter(self._tokens.separate(texts) if texts else ())
+        for match in matches:
+            found = match.shape.tokens(ids) if match.shape.segments else None
+            plan = match.shape.plan
+            yield found and learned(plan, *found, plan.notes, self.tokenizer.eos_token_id)
+
+    def _outcome(self, made: Any, tokenized: Iterator[Tokenized]) -> list[Encoded] | TemplateError | DataError:
+        if isinstance(made, list):
+            return self._parts([self._whole(plan, next(tokenized)) for plan in made])
+        return self._parts([made]) if isinstance(made, tuple) else made
 
     def _whole(self, plan: Planned, tokenized: Tokenized) -> tuple[Encoded, list[int]]:
         whole, ends = label(plan, tokenized, self._tokens)
@@ -114,16 +138,30 @@ class ChatEncoder:
             whole = expand(whole, plan.text, plan.media, self.processor)
         return whole, ends
 
-    def _parts(self, plans: list[Planned], tokenized: Iterator[Tokenized]) -> list[Encoded] | RowDropped:
+    def _parts(self, wholes: Sequence[tuple[Encoded, list[int]]]) -> list[Encoded] | RowDropped:
         found: list[Encoded] = []
-        dropped: RowDropped | None = None
-        for plan in plans:
-            whole, ends = self._whole(plan, next(tokenized))
+        dropped: list[RowDropped] = []
+        for whole, ends in wholes:
             try:
                 found += pieces(whole, ends, self.max_length, self.truncation_strategy)
             except RowDropped as error:
-                dropped = dropped or error
-        return dropped if dropped and not found else found
+                dropped.append(error)
+        if dropped and not found:
+            return dropped[0]
+        if dropped:
+            found[0] = replace(found[0], notes=(*found[0].notes, *(f"part_{one.reason}" for one in dropped)))
+        return found
+
+    def _shapes(self) -> Shapes | None:
+        """Shapes of rows without tools; None where there is no template or everything is learned."""
+        source = self._source(None)
+        if source is None or self.loss_scale == "all":
+            return None
+        if source not in self._known:
+            given = (self.system, self.response_prefix, self.variables)
+            closers = self._closers(self._template(None)[1])
+            self._known[source] = None if is_symbolic(given) else Shapes(source, self._plan_parts, self._tokens, closers)
+        return self._known[source]
 
     # --- generation ----------------------------------------------------------------------------------------------
 
@@ -208,10 +246,11 @@ class ChatEncoder:
             raise DataError("the row has images, videos or audio, and the model has no processor for them")
         return [self._plan_whole(row)]
 
-    def _plan_parts(self, row: Mapping[str, Any]) -> list[Planned]:
+    def _plan_parts(self, row: Mapping[str, Any], template: ChatTemplate | None = None) -> list[Planned]:
+        """template: renders in place of the encoder's own, from the same source."""
         if "messages" not in row or self.loss_scale == "all":
             return [self._plan(row)]
-        talk, facts, left = self._conversation(row)
+        talk, facts, left = self._conversation(row, template)
         plans: list[Planned] = []
         while True:
             turns = self._turns(talk, facts, left)
@@ -244,7 +283,9 @@ class ChatEncoder:
             raise DataError("the row has neither messages nor text")
         return Planned(text, raw=True)
 
-    def _conversation(self, row: Mapping[str, Any]) -> tuple[Conversation, Facts, dict[int, float]]:
+    def _conversation(
+        self, row: Mapping[str, Any], other: ChatTemplate | None = None
+    ) -> tuple[Conversation, Facts, dict[int, float]]:
         messages = row["messages"]
         if not messages:
             raise DataError("the row has no messages")
@@ -259,7 +300,7 @@ class ChatEncoder:
         if self.response_prefix:
             chat = [self._with_prefix(m) if i - offset in weights else m for i, m in enumerate(chat)]
         variables = {**self.variables, **(row.get("chat_template_kwargs") or {})}
-        talk = self._render(template, chat, tools, variables)
+        talk = self._render(other or template, chat, tools, variables)
         return talk, facts, {i + offset: weight for i, weight in weights.items()}
 
     def _render(self, template: ChatTemplate, chat: list, tools: Any, variables: Mapping[str, Any]) -> Conversation:

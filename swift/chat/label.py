@@ -30,29 +30,31 @@ class Planned:
 
 def label(planned: Planned, tokenized: Tokenized, tokens: Tokens) -> tuple[Encoded, list[int]]:
     """The whole row, and the token positions at which learned turns end."""
-    ids = tokenized.ids
-    eos = tokens.tokenizer.eos_token_id
+    ids, eos = tokenized.ids, tokens.tokenizer.eos_token_id
     if planned.raw:
         ids = ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
         return Encoded(ids, list(ids)), [len(ids)]
+    found = [tokens.positions(tokenized, span) for span, _ in planned.spans]
+    notes = (*planned.notes, "straddled") if any(straddled for _, _, straddled in found) else planned.notes
+    return learned(planned, ids, [(first, last) for first, last, _ in found], notes, eos)
+
+
+def learned(
+    planned: Planned, ids: list[int], ranges: Sequence[Span], notes: tuple[str, ...], eos: int | None
+) -> tuple[Encoded, list[int]]:
+    """The whole row when the token range of each learned span is known, and where learned turns end."""
     labels = [IGNORED] * len(ids)
-    weights = {weight for _, weight in planned.spans}
-    scale = None if weights <= {1.0} else [0.0] * len(ids)
-    notes = list(planned.notes)
-    ends = []
-    for span, weight in planned.spans:
-        first, last, straddled = tokens.positions(tokenized, span)
+    scale = [0.0] * len(ids) if any(weight != 1.0 for _, weight in planned.spans) else None
+    for (first, last), (_, weight) in zip(ranges, planned.spans, strict=True):
         labels[first:last] = ids[first:last]
         if scale is not None:
             scale[first:last] = [weight] * (last - first)
-        ends.append(last)
-        if straddled and "straddled" not in notes:
-            notes.append("straddled")
+    ends = [last for _, last in ranges]
     if planned.add_end and eos is not None:
         ids, labels = [*ids, eos], [*labels, eos]
         scale = None if scale is None else [*scale, planned.spans[-1][1]]
         ends[-1] = len(ids)
-    return Encoded(ids, labels, scale, notes=tuple(notes)), ends
+    return Encoded(ids, labels, scale, notes=notes), ends
 
 
 def pieces(whole: Encoded, ends: Sequence[int], limit: int | None, strategy: str) -> list[Encoded]:

@@ -77,8 +77,8 @@ class ChatTemplate:
         tree = self._environment.parse(source)
         self.variables = frozenset(meta.find_undeclared_variables(tree))
         self.has_generation_blocks = any(_is_generation(node) for node in tree.find_all(nodes.CallBlock))
-        self._clock = _Clock()
-        self._globals = {**self._environment.globals, "strftime_now": self._clock}
+        self.clock = _Clock()
+        self._globals = {**self._environment.globals, "strftime_now": self.clock}
         self._plain = self._compiled(self._rewritten(tree))
         tree = self._rewritten(self._environment.parse(source))
         tree.body = _instrument(tree.body, 0)
@@ -109,7 +109,7 @@ class ChatTemplate:
         Without marks, segments and generations are empty and it takes half the time."""
         chat = list(messages)
         index = {id(message): i for i, message in enumerate(chat)}
-        self._clock.now = now
+        self.clock.now = now
         parts: list[str] = []
         seen: list[tuple[int, str, int, int | None]] = []
         position = 0
@@ -150,10 +150,13 @@ def compiled(source: str) -> ChatTemplate:
 class _Clock:
     """`strftime_now` with a fixed moment for the renderings of one row, so that they agree across midnight."""
 
-    now: datetime | None = None
+    def __init__(self) -> None:
+        self.now: datetime | None = None
+        self.answers: dict[str, str] = {}
 
     def __call__(self, format: str) -> str:
-        return (self.now or datetime.now()).strftime(format)
+        self.answers[format] = answer = (self.now or datetime.now()).strftime(format)
+        return answer
 
 
 def normalised(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

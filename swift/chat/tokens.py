@@ -7,6 +7,7 @@ one also holds characters from before (a newline glued to the header's), the spa
 
 from __future__ import annotations
 
+import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -31,6 +32,9 @@ class Tokens:
         self.tokenizer = tokenizer
         self.fast = bool(tokenizer.is_fast)
         self.added = sorted({*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()}, key=len, reverse=True)
+        self._controls: dict[str, bool] = {}
+        self._pattern = re.compile("|".join(map(re.escape, self.added)) or r"(?!)")
+        self._separable = self.fast and _separable(tokenizer)
 
     def tokenize(self, texts: Sequence[str], raw: Sequence[bool]) -> list[Tokenized]:
         """Whole texts; a raw one gets the tokenizer's own special tokens (BOS) and no offsets."""
@@ -58,6 +62,33 @@ class Tokens:
     def ids(self, text: str) -> list[int]:
         out = self.tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False)
         return list(out["input_ids"])
+
+    def controls(self, text: str) -> list[Span] | None:
+        """Where the control tokens stand at which a text may be cut and tokenized piece by piece, with the same ids
+        as in one piece; None for a tokenizer whose pieces depend on each other."""
+        if not self._separable:
+            return None
+        return [found.span() for found in self._pattern.finditer(text) if self._cuts(found[0])]
+
+    def separate(self, texts: Sequence[str]) -> list[list[int]]:
+        """The ids of each text, nothing added, as fast as it goes; for a tokenizer that `controls` allows."""
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()
+        backend.no_padding()
+        return [found.ids for found in backend.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def _cuts(self, token: str) -> bool:
+        """Whether a token is found whatever stands beside it: it is special, and no other one reaches into it."""
+        if token not in self._controls:
+            added = {str(one): one for one in self.tokenizer.added_tokens_decoder.values()}
+            own = added.get(token)
+            self._controls[token] = (
+                own is not None
+                and token == token.strip()
+                and not (own.normalized or own.lstrip or own.rstrip or own.single_word)
+                and not any(_reaches(other, token) for other in added if other != token)
+            )
+        return self._controls[token]
 
     def token_id(self, text: str) -> int | None:
         """The id of a text that is a single token, else None."""
@@ -89,3 +120,22 @@ class Tokens:
         while same < len(prefix) and same < len(tokenized.ids) and prefix[same] == tokenized.ids[same]:
             same += 1
         return same, same == len(prefix)
+
+
+def _reaches(other: str, token: str) -> bool:
+    """Whether `other`, found first, could take characters of `token`."""
+    return token in other or any(other.endswith(token[:size]) for size in range(1, len(token)))
+
+
+def _separable(tokenizer: Any) -> bool:
+    """Whether the stretches between special tokens are tokenized one by one: always so in the tokenizers library, but
+    for a word-initial mark that only the first stretch gets, and tokenizers that do more than that library."""
+    from transformers import PreTrainedTokenizerFast
+
+    own = type(tokenizer)
+    if own.__call__ is not PreTrainedTokenizerFast.__call__:
+        return False
+    if own._encode_plus is not PreTrainedTokenizerFast._encode_plus or tokenizer.split_special_tokens:
+        return False
+    parts = (tokenizer.backend_tokenizer.normalizer, tokenizer.backend_tokenizer.pre_tokenizer)
+    return not any(b'"first"' in part.__getstate__() for part in parts if part is not None)
