@@ -24,6 +24,8 @@ class Encoded:
       "reasoning_left_out"    the template doesn't show a reasoning that the row has
       "tools_left_out"        the template doesn't show the row's tools
       "part"                  one of several rows made from one conversation
+      "part_too_long"         another part of the conversation was dropped because it is longer than max_length
+      "part_nothing_left"     another part of the conversation had no learned token left after its cut
       "composed"              a last turn behind its generation prompt, which the template renders only apart
     media: what a processor adds beside the ids (pixel_values ...), None for text.
     """

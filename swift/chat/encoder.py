@@ -122,10 +122,11 @@ class ChatEncoder:
         """Rows of known shape, encoded; None for one that has to be tokenized in one piece."""
         texts = [text for match in matches if match.shape.segments for text in match.variable()]
         ids = iter(self._tokens.separate(texts) if texts else ())
+        eos = self.tokenizer.eos_token_id
         for match in matches:
             found = match.shape.tokens(ids) if match.shape.segments else None
             plan = match.shape.plan
-            yield found and learned(plan, *found, plan.notes, self.tokenizer.eos_token_id)
+            yield found and learned(plan, *found, plan.notes, eos)
 
     def _outcome(self, made: Any, tokenized: Iterator[Tokenized]) -> list[Encoded] | TemplateError | DataError:
         if isinstance(made, list):
@@ -160,7 +161,9 @@ class ChatEncoder:
         if source not in self._known:
             given = (self.system, self.response_prefix, self.variables)
             closers = self._closers(self._template(None)[1])
-            self._known[source] = None if is_symbolic(given) else Shapes(source, self._plan_parts, self._tokens, closers)
+            self._known[source] = (
+                None if is_symbolic(given) else Shapes(source, self._plan_parts, self._tokens, closers)
+            )
         return self._known[source]
 
     # --- generation ----------------------------------------------------------------------------------------------

@@ -18,7 +18,7 @@ from typing import Any
 
 from swift.chat.label import Planned
 from swift.chat.render import Span
-from swift.chat.symbols import FIRST, SYMBOL, Guard, Origin, Recorder, SymbolicTemplate, fills, is_symbolic
+from swift.chat.symbols import FIRST, SYMBOL, Guard, Origin, Recorder, SymbolicTemplate, Untraceable, fills, is_symbolic
 from swift.chat.tokens import Tokens
 from swift.errors import DataError, TemplateError
 
@@ -154,10 +154,11 @@ class Shapes:
                 break
         else:
             shape = self._new(key, row, given)
-            if shape is None:
+            texts = shape and shape.texts(given)
+            if texts is None:
+                self._failures[key] = self._failures.get(key, 0) + 1
                 return None
             shapes.append(shape)
-            texts = shape.texts(given)
         if shape.proofs and not self._proven(shape, texts, row, plain):
             shapes.remove(shape)
             self._failures[key] = VARIANTS
@@ -169,16 +170,14 @@ class Shapes:
             return None
         recorder = Recorder(given)
         messages = [
-            {**message, "content": symbol}
-            for message, symbol in zip(row["messages"], recorder.symbols(), strict=True)
+            {**message, "content": symbol} for message, symbol in zip(row["messages"], recorder.symbols(), strict=True)
         ]
         self._template.clock.answers.clear()
         try:
             plans = self._plan({**row, "messages": messages}, self._template)
-        except (TemplateError, DataError):
+        except (TemplateError, DataError, Untraceable):
             plans = []
         if recorder.failed or len(plans) != 1 or plans[0].notes or not self._closed(plans[0]):
-            self._failures[key] = self._failures.get(key, 0) + 1
             return None
         guards = [Guard(*asked, answer) for asked, answer in recorder.guards.items()]
         for i, message in enumerate(row["messages"]):

@@ -178,7 +178,16 @@ class Symbol(str):
         return self.recorder.change(self, "rstrip", chars)
 
 
-_KEPT = {"__len__", "__class__", "__doc__", "__getattribute__", "__init__", "__init_subclass__", "__new__", "__setattr__"}
+_KEPT = {
+    "__len__",
+    "__class__",
+    "__doc__",
+    "__getattribute__",
+    "__init__",
+    "__init_subclass__",
+    "__new__",
+    "__setattr__",
+}
 _KEPT |= {"__delattr__", "__dir__", "__subclasshook__", "__reduce__", "__reduce_ex__", "__sizeof__", *vars(Symbol)}
 for _name in set(dir(str)) - _KEPT:
     setattr(Symbol, _name, _refused(_name))
@@ -271,10 +280,11 @@ def _refuse(values: Sequence[Any], what: str, deep: bool) -> None:
 
 
 def _recorder_of(value: Any) -> Recorder:
+    """The recorder of a symbol somewhere in a value."""
     if isinstance(value, Symbol):
         return value.recorder
     inner = value.values() if isinstance(value, dict) else value
-    return next(_recorder_of(one) for one in inner if not isinstance(one, str) or isinstance(one, Symbol) if is_symbolic(one))
+    return next(_recorder_of(one) for one in inner if is_symbolic(one))
 
 
 def _refusing(function: Callable[..., Any], name: str, deep: bool) -> Callable[..., Any]:
