@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 BAR = "█"
 NOTES = {
     "part": "examples made from parts of a conversation",
+    "composed": "examples of a last turn behind its own prompt, which the template renders only apart",
+    "part_too_long": "parts of used conversations dropped: longer than --max_length",
+    "part_nothing_left": "parts of used conversations dropped: nothing to learn left within --max_length",
     "straddled": "examples where a token reaches over the border between prompt and reply",
     "history": "examples that learn an earlier turn as history shows it",
     "no_end": "examples whose template writes no end-of-turn token",

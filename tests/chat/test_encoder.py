@@ -170,6 +170,17 @@ def test_a_batch_is_its_rows():
     assert isinstance(dropped, RowDropped) and isinstance(broken, DataError)
 
 
+def test_a_part_that_is_dropped_beside_one_that_is_used_is_counted():
+    drops = CHATML.replace(
+        "message['content'] +", "message['content'] + (' ' + message.get('thinking', '') if loop.last else '') +"
+    )
+    thinking = {"role": "assistant", "content": "Hello", "thinking": "x " * 200}
+    row = {"messages": [USER, {**thinking, "thinking": "y"}, AGAIN, thinking]}
+    assert len(encoder_of(drops).encode_batch([row])[0]) == 2
+    (part,) = encoder_of(drops, max_length=60).encode_batch([row])[0]
+    assert part.notes.count("part_too_long") == 1
+
+
 def test_refusals_say_why():
     with pytest.raises(TemplateError, match="no chat template"):
         ChatEncoder(tokenizer(None)).encode(TALK)
