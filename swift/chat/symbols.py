@@ -3,11 +3,11 @@
 Rows of a data set mostly differ in their texts alone, so what a template does with one row it does with the next. A
 `Symbol` stands for a text: a string of one private character that writes down every question which the template asks
 about it (is it empty? does it hold "</think>"?) as a `Guard` with the answer for the text at hand, and every change
-that can be repeated (strip) as a new symbol. The rendering is then a pattern: constant text with symbols in it, true for
-every row of which the guards' answers are the same.
+that can be repeated (strip) as a new symbol. The rendering is then a pattern: constant text with symbols in it, true
+for every row of which the guards' answers are the same.
 
-Anything else that a template may do with a text (cut it, count it, replace in it, print it as JSON) ends the attempt, and
-so does a template with a construct whose effect on symbols isn't known here: `Recorder.failed` says so, nothing is
+Anything else that a template may do with a text (cut it, count it, replace in it, print it as JSON) ends the attempt,
+and so does a template with a construct whose effect on symbols isn't known here: `Recorder.failed` says so, nothing is
 assumed. Knows nothing of tokens, turns or roles.
 """
 
@@ -30,7 +30,7 @@ SYMBOL = re.compile("([\U000f0000-\U000ffffd])")
 
 
 class Origin(NamedTuple):
-    """Where a symbol's text comes from: base symbols are given (`change` None), others are made from a parent's text."""
+    """Where a symbol's text comes from: base symbols are given (`change` None), others come from a parent's text."""
 
     parent: int
     change: str | None = None
