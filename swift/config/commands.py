@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from swift.config.advising import DoctorOptions, EnvOptions, PlanOptions
 from swift.config.chat import ChatOptions
 from swift.config.data import DataOptions, EncodingOptions, PreviewOptions, SupplyOptions
-from swift.config.evaluate import EvaluateOptions
+from swift.config.evaluate import BenchmarkOptions, EvaluateOptions
 from swift.config.export import ExportOptions
 from swift.config.generation import GenerationOptions, InferOptions
 from swift.config.model import ModelOptions, QuantizationOptions
@@ -87,6 +87,7 @@ class SftConfig(Config):
     tuner: TunerOptions = TunerOptions()
     training: TrainingOptions = TrainingOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
+    benchmarks: BenchmarkOptions = BenchmarkOptions()
     saving: SavingOptions = SavingOptions()
     logging: LoggingOptions = LoggingOptions()
     common: CommonOptions = CommonOptions()

@@ -132,6 +132,10 @@ def has_validation(config: SftConfig) -> bool:
 def _evaluation(config: SftConfig) -> SftConfig:
     strategy = config.evaluation.eval_strategy
     wished = [name for name in EVALUATION_WISHES if config.given(name) and config.value(name) not in (False, "no")]
+    _check_benchmarks(config)
+    if config.benchmarks.eval_dataset and not has_validation(config) and "eval_steps" in wished:
+        _check_benchmark_steps(config)
+        wished.remove("eval_steps")  # they say when the benchmarks are asked
     if wished and strategy != "no" and not has_validation(config):
         config = config.decide(
             f"--{wished[0]} asks for an evaluation and there is no --val_dataset", split_dataset_ratio=0.01
@@ -146,6 +150,29 @@ def _evaluation(config: SftConfig) -> SftConfig:
     if config.evaluation.eval_steps is None:
         config = config.decide("as save_steps", eval_steps=config.saving.save_steps)
     return _metric(config)
+
+
+def _check_benchmarks(config: SftConfig) -> None:
+    if config.benchmarks.eval_dataset:
+        if config.saving.save_strategy == "no":
+            raise UsageError(
+                "benchmarks are asked of checkpoints, and --save_strategy no keeps none", where="--eval_dataset"
+            )
+        return
+    for name, spec in config.specs().items():
+        if spec.section == "benchmarks" and config.given(name):
+            raise UsageError("there is no benchmark to ask", where=f"--{name}", fix="add --eval_dataset NAME")
+
+
+def _check_benchmark_steps(config: SftConfig) -> None:
+    """Benchmarks are asked of checkpoints: there must be one at each of their steps."""
+    every, saved = config.evaluation.eval_steps, config.saving.save_steps
+    if config.saving.save_strategy not in (None, "steps") or every is None or every % saved or every < 1:
+        raise UsageError(
+            f"benchmarks are asked of checkpoints, which are saved every {saved:g} steps",
+            where=f"--eval_steps {every:g}",
+            fix="--eval_steps a whole multiple of --save_steps",
+        )
 
 
 def _eval_strategy(config: SftConfig) -> SftConfig:

@@ -10,6 +10,18 @@ BACKENDS = ("Native", "OpenCompass", "EvalScope")
 
 
 @dataclass(frozen=True)
+class BenchmarkOptions:
+    """What training asks of its checkpoints: the options of `swift eval` of the same names."""
+
+    eval_dataset: tuple[str, ...] = option(())
+    eval_limit: int | None = option(low=1)
+    eval_dataset_args: dict | None = option()
+    eval_generation_config: dict | None = option()
+    local_dataset: str | None = option()
+    allow_code_execution: bool = option(False)
+
+
+@dataclass(frozen=True)
 class EvaluateOptions:
     eval_dataset: tuple[str, ...] = option(())
     eval_limit: int | None = option(low=1)

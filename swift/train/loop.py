@@ -12,7 +12,7 @@ import torch
 from transformers import TrainingArguments
 
 from swift.errors import UsageError
-from swift.train import outofmemory
+from swift.train import benchmarks, outofmemory
 from swift.train.arguments import training_arguments
 from swift.train.build import build_trainer
 from swift.train.examples import Examples
@@ -51,6 +51,7 @@ def train_in_memory(
             examples.train,
             examples.val,
             examples.collate,
+            callbacks=benchmarks.callbacks(setup.config, Path(args.output_dir)),
             sources=examples.source,
             lengths=examples.train.lengths.tolist(),
             interrupt=interrupt,

@@ -49,11 +49,13 @@ def plan(setup: Setup) -> tuple[Setup, LoadPlan]:
     if config.model.torch_dtype is None:
         config = config.decide(loading.reasons["dtype"], torch_dtype=loading.dtype)
     config = _decide_autocast(config, loading.dtype)
+    from swift.train import benchmarks
     from swift.train.arguments import check_schedule
     from swift.train.build import check_packages
 
     check_schedule(config)
     check_packages(config)
+    benchmarks.check(config)
     return dataclasses.replace(setup, config=config), loading
 
 
@@ -126,6 +128,7 @@ def _train(setup: Setup, loading: LoadPlan, tokenizer: Any, examples: Examples) 
 
     from swift.models.load import load_model
     from swift.models.tuners import apply_tuner, trainable_summary
+    from swift.train import benchmarks
     from swift.train.arguments import check_optimizer, steps_in_run, training_arguments
     from swift.train.loop import train_in_memory
 
@@ -153,6 +156,9 @@ def _train(setup: Setup, loading: LoadPlan, tokenizer: Any, examples: Examples) 
     if args.should_save:
         summary.finish(run_dir, _outcome(trainer, config, interrupt))
     trainer.leave_group()
+    if args.should_save and benchmarks.wanted(config) and not interrupt.exit_code and trainer.last_saved is not None:
+        result = _outcome(trainer, config, interrupt).result
+        benchmarks.evaluate(config, result or trainer.last_saved)
     return interrupt.exit_code
 
 
