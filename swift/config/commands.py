@@ -87,7 +87,7 @@ class SftConfig(Config):
     tuner: TunerOptions = TunerOptions()
     training: TrainingOptions = TrainingOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
-    benchmarks: BenchmarkOptions = BenchmarkOptions()
+    evaluate: BenchmarkOptions = BenchmarkOptions()
     saving: SavingOptions = SavingOptions()
     logging: LoggingOptions = LoggingOptions()
     common: CommonOptions = CommonOptions()

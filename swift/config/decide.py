@@ -133,7 +133,7 @@ def _evaluation(config: SftConfig) -> SftConfig:
     strategy = config.evaluation.eval_strategy
     wished = [name for name in EVALUATION_WISHES if config.given(name) and config.value(name) not in (False, "no")]
     _check_benchmarks(config)
-    if config.benchmarks.eval_dataset and not has_validation(config) and "eval_steps" in wished:
+    if config.evaluate.eval_dataset and not has_validation(config) and "eval_steps" in wished:
         _check_benchmark_steps(config)
         wished.remove("eval_steps")  # they say when the benchmarks are asked
     if wished and strategy != "no" and not has_validation(config):
@@ -153,14 +153,14 @@ def _evaluation(config: SftConfig) -> SftConfig:
 
 
 def _check_benchmarks(config: SftConfig) -> None:
-    if config.benchmarks.eval_dataset:
+    if config.evaluate.eval_dataset:
         if config.saving.save_strategy == "no":
             raise UsageError(
                 "benchmarks are asked of checkpoints, and --save_strategy no keeps none", where="--eval_dataset"
             )
         return
     for name, spec in config.specs().items():
-        if spec.section == "benchmarks" and config.given(name):
+        if spec.section == "evaluate" and config.given(name):
             raise UsageError("there is no benchmark to ask", where=f"--{name}", fix="add --eval_dataset NAME")
 
 

@@ -30,7 +30,7 @@ OF_TORCHRUN = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "GROUP_RA
 
 
 def wanted(config: SftConfig) -> bool:
-    return bool(config.benchmarks.eval_dataset)
+    return bool(config.evaluate.eval_dataset)
 
 
 def check(config: SftConfig) -> None:
@@ -51,7 +51,7 @@ def evaluate(config: SftConfig, checkpoint: Path) -> dict[str, float]:
     run_dir = checkpoint.parent
     kind = "--adapters" if (checkpoint / "adapter_config.json").is_file() else "--model"
     words = [*_options(config), kind, str(checkpoint), "--eval_output_dir", str(run_dir / FOLDER)]
-    log.info("asking %s of %s", ", ".join(config.benchmarks.eval_dataset), checkpoint.name)
+    log.info("asking %s of %s", ", ".join(config.evaluate.eval_dataset), checkpoint.name)
     code = _swift_eval(words).returncode
     if code:
         raise TrainingError(
@@ -74,7 +74,7 @@ def _options(config: SftConfig) -> list[str]:
     words: list[str] = []
     for name, spec in config.specs().items():
         value = config.value(name)
-        if spec.section != "benchmarks" and not (name in ("use_hf", "hub_token", "model_dir") and config.given(name)):
+        if spec.section != "evaluate" and not (name in ("use_hf", "hub_token", "model_dir") and config.given(name)):
             continue
         if value is None or value == ():
             continue
