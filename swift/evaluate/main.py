@@ -18,7 +18,7 @@ from swift.config.commands import EvalConfig, InferConfig
 from swift.config.generation import InferOptions
 from swift.config.record import explain
 from swift.engines import setup
-from swift.errors import MissingPackage, SwiftError, UsageError
+from swift.errors import MissingPackage, NotBuiltYet, SwiftError, UsageError
 from swift.evaluate.answering import Answerer
 from swift.evaluate.data import Documents, load_documents
 from swift.evaluate.plans import Wanted, wanted
@@ -90,6 +90,12 @@ def decide(config: EvalConfig) -> EvalConfig:
                 raise UsageError("--eval_url names a model that runs elsewhere", where=f"--{name}", fix="leave one out")
     elif evaluate.api_key is not None:
         raise UsageError("is for the endpoint that --eval_url names", where="--api_key", fix="add --eval_url URL")
+    if evaluate.eval_backend == "Native" and evaluate.eval_url is None and evaluate.infer_backend != "pt":
+        raise NotBuiltYet(
+            "the Native backend loads the model with pt, or asks a server",
+            where=f"--infer_backend {evaluate.infer_backend}",
+            fix=f"swift deploy --infer_backend {evaluate.infer_backend} ..., then swift eval --eval_url http://HOST:PORT/v1",
+        )
     if evaluate.eval_backend == "Native" and evaluate.eval_python is not None:
         raise UsageError("is for OpenCompass and EvalScope", where="--eval_python", fix="leave it out")
     if evaluate.eval_backend == "Native" and evaluate.extra_eval_args:

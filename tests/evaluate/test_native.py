@@ -126,6 +126,7 @@ def test_a_run_is_compared_with_an_earlier_one(evaluate, tmp_path):
         (["--eval_dataset", "ARC_c", "--eval_dataset_args", '{"piqa": {}}'], "not among"),
         (["--eval_dataset", "ARC_c", "--eval_generation_config", '{"max_tokens": 0}'], "number of tokens"),
         (["--eval_dataset", "general_qa"], "is your own data"),
+        (["--eval_dataset", "ARC_c", "--infer_backend", "vllm"], "--eval_url http://HOST:PORT/v1"),
     ],
 )
 def test_mistakes_are_told_before_the_model_is_loaded(evaluate, words, told, monkeypatch):
