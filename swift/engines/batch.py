@@ -37,7 +37,7 @@ class CausalModel:
         self._takes_positions = "position_ids" in accepted
         self._extra: dict[str, Any] = {"logits_to_keep": 1} if "logits_to_keep" in accepted else {}
         self._cache_name = "past_key_values" if "past_key_values" in accepted else "cache_params"
-        cache = self.new_cache()
+        cache = DynamicCache(config=model.config)
         placed = self._takes_positions or model.config.model_type in PLACED_BY_MASK
         known = self._cache_name in accepted and model.config.model_type not in OWN_CACHE
         self.can_step = known and (placed or rows_cache.is_recurrent(cache))
@@ -45,7 +45,7 @@ class CausalModel:
         self.can_pad = rows_cache.can_pad(cache) and placed
 
     def new_cache(self) -> DynamicCache:
-        return DynamicCache(config=self.model.config)
+        return rows_cache.new_cache(self.model.config)
 
     def logits(
         self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache, first: bool, every: bool = False
@@ -116,23 +116,24 @@ class Batch:
         return self.model.logits(ids, self.mask, self.cache, first=False)[:, -1]
 
     def keep(self, rows: Sequence[int]) -> None:
-        """Drop all other rows, and the columns that only they used."""
+        """Drop all other rows, and the columns that only they used. The order of the rows may change."""
         if len(rows) == len(self.states):
             return
-        self.states = [self.states[row] for row in rows]
+        order = rows_cache.closing_ranks(rows)
+        self.states = [self.states[row] for row in order]
         if not rows:
+            self.cache = self.model.new_cache()
             return
-        index = torch.tensor(rows, device=self.model.device)
-        mask = self.mask.index_select(0, index)
+        mask = self.mask[order]
         columns = int(mask.sum(-1).max())
-        rows_cache.keep(self.cache, index, columns)
+        rows_cache.keep(self.cache, order, columns)
         self.mask = mask[:, mask.shape[1] - columns :]
 
     def join(self, other: Batch) -> None:
         """Take over the rows of `other`."""
-        rows_cache.join(self.cache, other.cache, self.columns, other.columns)
-        most = max(self.columns, other.columns)
-        self.mask = torch.cat([_pad_left(self.mask, most), _pad_left(other.mask, most)])
+        columns = max(self.columns, other.columns)
+        rows_cache.join(self.cache, other.cache, columns)
+        self.mask = torch.cat([_pad_left(self.mask, columns), _pad_left(other.mask, columns)])
         self.states += other.states
 
 
