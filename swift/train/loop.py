@@ -22,6 +22,7 @@ from swift.train.portions import Portions, smaller
 from swift.train.probe import Probe
 from swift.train.sft import Setup
 from swift.train.trainer import SftTrainer
+from swift.train.watchdog import Watchdog
 
 log = logging.getLogger("swift")
 
@@ -72,12 +73,17 @@ def train_in_memory(
 def _train(trainer: SftTrainer, setup: Setup, checkpoint: Path | None) -> tuple[Portions | None, Path | None]:
     """Train from `checkpoint`; (None, ...) when it ended, else smaller portions to go on with and where from."""
     start = StepStart(trainer)
+    watchdog = Watchdog(trainer, setup.config.training.ddp_timeout, trainer.run_dir)
     try:
-        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        with watchdog:
+            trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         return None, None
     except Exception as error:
         if not outofmemory.is_out_of_memory(error):
-            raise
+            gone = watchdog.peer_gone(error)
+            if gone is None:
+                raise
+            raise gone from error
         training = setup.config.training
         now = Portions(
             training.per_device_train_batch_size, training.gradient_accumulation_steps or 1, trainer.args.world_size

@@ -332,6 +332,7 @@ class SftTrainer(Trainer):
             batch.pop("row_ids")
             one = torch.ones((), dtype=torch.int64, device=self.args.device)
             loss, parts = self._forward(self.model, batch, one, 0.0)
+            self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
             tally.add_batch(loss, parts or _counted(batch["labels"]), batch["attention_mask"].sum())
             if self.eval_sums_to_host_every and number % self.eval_sums_to_host_every == 0:
                 total = {name: total[name] + value for name, value in tally.values().items()}

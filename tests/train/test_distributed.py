@@ -142,3 +142,20 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path):
     output = finish(start(two, ["swift.cli", "sft", *resume]))
     assert "a step's 4 rows are now 2 rows x 1 passes x 2 processes" in output
     assert losses(tmp_path / "other") == [(step, pytest.approx(v, abs=1e-5)) for step, v in losses(tmp_path / "whole")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("sent", "said"), [(signal.SIGSTOP, "no progress for"), (signal.SIGKILL, "another process is gone")]
+)
+def test_a_stuck_or_dead_process_ends_the_job_and_says_where_it_stood(tmp_path, sent, said):
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    process = start(two, sft(tmp_path, "run", "--max_steps", "4000", "--save_steps", "4", "--ddp_timeout", "6"))
+    while not list((tmp_path / "run").glob("v0-*/checkpoint-4/manifest.json")):
+        assert process.poll() is None, process.stdout.read()[-4000:]
+        time.sleep(0.05)
+    worker = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True).stdout.split()[-1]
+    os.kill(int(worker), sent)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode != 0
+    assert said in output and "rows.jsonl:" in output and "train_in_memory" in output
