@@ -155,6 +155,8 @@ def child(python: str, name: str, *words: str, cache: Path) -> dict:
     """Run one measurement in a process of its own."""
     env = os.environ | {"SWIFT_CACHE": str(cache), "HF_DATASETS_CACHE": str(cache / "hf"), "HF_HUB_OFFLINE": "1"}
     env |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
+    if python != sys.executable:
+        env.pop("PYTHONPATH", None)  # another package of the name swift
     done = subprocess.run([python, __file__, "--child", name, *words], env=env, capture_output=True, text=True)
     if done.returncode:
         sys.exit(f"{name} failed:\n{done.stderr[-3000:]}")
