@@ -18,7 +18,7 @@ from pathlib import Path
 
 GRACE_SECONDS = 10.0
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
-TAIL_BYTES = 16384
+TAIL_BYTES = 65536
 
 
 class Child:

@@ -225,7 +225,7 @@ def step(argv: Sequence[str], logfile: Path, what: str) -> None:
 
 def _last_line(output: str) -> str:
     lines = output.strip().splitlines()
-    return lines[-1].strip() if lines else ""
+    return lines[-1].strip()[:160] if lines else ""
 
 
 def versions(python: str) -> dict[str, str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from swift.config.advising import DoctorOptions, EnvOptions, PlanOptions
+from swift.config.backends import BackendOptions
 from swift.config.chat import ChatOptions
 from swift.config.data import DataOptions, EncodingOptions, PreviewOptions, SupplyOptions
 from swift.config.evaluate import BenchmarkOptions, EvaluateOptions
@@ -100,6 +101,7 @@ class InferConfig(Config):
     chat: ChatOptions = ChatOptions()
     generation: GenerationOptions = GenerationOptions()
     infer: InferOptions = InferOptions()
+    backends: BackendOptions = BackendOptions()
     data: DataOptions = DataOptions()
     common: CommonOptions = CommonOptions()
 
@@ -111,6 +113,7 @@ class DeployConfig(Config):
     chat: ChatOptions = ChatOptions()
     generation: GenerationOptions = GenerationOptions()
     serving: ServingOptions = ServingOptions()
+    backends: BackendOptions = BackendOptions()
     common: CommonOptions = CommonOptions()
 
 

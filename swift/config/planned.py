@@ -34,18 +34,7 @@ TOPICS: dict[str, str] = {
     "swanlab_notification_method swanlab_webhook_url swanlab_secret swanlab_sender_email swanlab_receiver_email "
     "swanlab_smtp_server swanlab_smtp_port swanlab_email_language",
     "hub_push": "push_to_hub hub_model_id hub_private_repo hub_strategy hub_always_push commit_message",
-    "engines": "vllm_gpu_memory_utilization vllm_tensor_parallel_size vllm_pipeline_parallel_size vllm_max_num_seqs "
-    "vllm_max_model_len vllm_disable_custom_all_reduce vllm_enforce_eager vllm_limit_mm_per_prompt vllm_max_lora_rank "
-    "vllm_enable_prefix_caching vllm_use_async_engine vllm_quantization vllm_reasoning_parser vllm_data_parallel_size "
-    "vllm_enable_expert_parallel vllm_engine_kwargs vllm_mm_processor_cache_gb vllm_speculative_config "
-    "vllm_disable_cascade_attn sglang_tp_size sglang_pp_size sglang_dp_size sglang_ep_size sglang_mem_fraction_static "
-    "sglang_context_length sglang_disable_cuda_graph sglang_quantization sglang_kv_cache_dtype "
-    "sglang_enable_dp_attention sglang_disable_custom_all_reduce sglang_speculative_algorithm "
-    "sglang_speculative_num_steps sglang_speculative_eagle_topk sglang_speculative_num_draft_tokens "
-    "sglang_enable_ep_moe lmdeploy_tp lmdeploy_session_len lmdeploy_cache_max_entry_count lmdeploy_quant_policy "
-    "lmdeploy_vision_batch_size "
-    "tensor_parallel_size gpu_memory_utilization engine_python base_url structured_outputs_regex "
-    "presence_penalty frequency_penalty",
+    "engines": "vllm_reasoning_parser sglang_enable_ep_moe structured_outputs_regex presence_penalty frequency_penalty",
     "quantize": "quant_n_samples quant_batch_size group_size max_ppl_increase to_ollama to_mcore to_hf mcore_model "
     "mcore_adapter thread_count test_convert_precision test_convert_dtype save_missing_weights to_peft_format",
 }
@@ -57,6 +46,7 @@ FIXED: dict[str, str] = {
     "template_backend": "jinja",
     "remove_unused_columns": "true",
     "lazy_tokenize": "false",
+    "vllm_use_async_engine": "true",
 }
 
 PLANNED: dict[str, str] = {name: topic for topic, names in TOPICS.items() for name in names.split()}

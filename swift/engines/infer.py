@@ -17,6 +17,7 @@ from swift.config.record import explain
 from swift.engines import setup
 from swift.engines.answers import Question, answer_rows, remark
 from swift.engines.interactive import Session, print_answer, turn_sampling
+from swift.engines.options import check_backend
 from swift.engines.protocol import Engine, GenerationRequest
 from swift.engines.replies import Replies
 from swift.errors import UsageError
@@ -31,9 +32,9 @@ ROWS_ONLY = ("result_path", "val_dataset_sample", "write_batch_size")
 def main(config: InferConfig) -> int:
     """Run `swift infer` and return its exit code: 1 when an answer failed."""
     speak(stream="stderr")  # stdout is for answers
-    setup.check_backend(config)
+    check_backend(config, config.infer.infer_backend)
     check_combinations(config)
-    if config.infer.infer_backend == "fake":
+    if config.infer.infer_backend in ("fake", "http"):
         return run(decide_mode(config), None)
     config, source = setup.find_source(config)
     config = decide_mode(setup.decide_generation(config, source.files))
@@ -82,8 +83,6 @@ def run(config: InferConfig, source: setup.Source | None) -> int:
         print(explain(config))
         return 0
     questions = read_questions(config, source) if has_rows(config) else []
-    if config.infer.merge_lora and source is not None:
-        config, source = setup.merge_adapters(config, source)
     engine, encoder = build(config, source)
     replies = Replies(encoder)
     try:
@@ -100,13 +99,10 @@ def run(config: InferConfig, source: setup.Source | None) -> int:
 
 def build(config: InferConfig, source: setup.Source | None) -> tuple[Engine, Any]:
     """The engine and its encoder (`parse` turns an answer's text into a message)."""
-    if source is None:
-        from swift.engines.fake import FakeEngine
-
-        return FakeEngine(), setup.PlainEncoder(None)
     began = time.monotonic()
-    engine, encoder = setup.build_pt(config, source)
-    remark(f"model ready after {time.monotonic() - began:.1f} s")
+    engine, encoder = setup.build_engine(config, source)
+    if source is not None:
+        remark(f"model ready after {time.monotonic() - began:.1f} s")
     return engine, encoder
 
 
@@ -124,7 +120,7 @@ def decide_result_path(config: InferConfig, source: setup.Source | None) -> Infe
     if source is not None and source.home is not None:
         home, why = source.home, "beside the checkpoint"
     else:
-        name = "fake" if source is None else source.files.path.resolve().name
+        name = config.infer.infer_backend if source is None else source.files.path.resolve().name
         home, why = Path("result") / name, "in ./result, by model"
     return config.decide(why, result_path=str(home / "infer_result" / f"{time.strftime('%Y%m%d-%H%M%S')}.jsonl"))
 

@@ -21,6 +21,16 @@ class EngineError(SwiftError):
     """The engine failed on a request that it should have answered; `__cause__` says how."""
 
 
+class EngineUnavailable(EngineError):
+    """Nothing is there to answer at the moment: the engine starts, has died, or can't be reached. `retry_after` says in
+    how many seconds it is worth asking again.
+    """
+
+    def __init__(self, what: str, *, where: str | None = None, fix: str | None = None, retry_after: float = 10.0):
+        super().__init__(what, where=where, fix=fix)
+        self.retry_after = retry_after
+
+
 class RequestError(UsageError):
     """A request that this engine can't answer as asked (an impossible setting, a token that doesn't exist): the
     caller's to correct. `param` names the field of `Sampling` or `GenerationRequest` at fault, where it is one.

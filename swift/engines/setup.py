@@ -7,18 +7,18 @@ Promises: what can be wrong with options and files is found before torch is impo
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from swift.config.commands import ExportConfig, InferConfig
 from swift.config.record import inherit
 from swift.engines.protocol import Engine, Sampling
-from swift.errors import NotBuiltYet, UsageError
+from swift.errors import UsageError
 from swift.hub import LocalModel, ModelFiles, check_adapter_files, check_model_files, resolve_model
 from swift.hub.files import read_json_object
-from swift.runs import ARGS
+from swift.runs import ARGS, file_digest, read_args, verify_dir
 
 log = logging.getLogger("swift")
 
@@ -31,12 +31,6 @@ class Source:
     files: ModelFiles
     adapters: tuple[Path, ...]
     home: Path | None
-
-
-def check_backend(config: InferConfig) -> None:
-    backend = config.infer.infer_backend
-    if backend not in ("pt", "fake"):
-        raise NotBuiltYet(f"the {backend} backend is not built yet", where="--infer_backend", fix="--infer_backend pt")
 
 
 def find_source(config: InferConfig) -> tuple[InferConfig, Source]:
@@ -82,22 +76,36 @@ def _checkpoint(name: str) -> Path:
     return find_checkpoint(name)
 
 
-def merge_adapters(config: InferConfig, source: Source) -> tuple[InferConfig, Source]:
-    """--merge_lora: the source with its adapters merged into a model of its own beside the checkpoint, made once."""
-    if source.home is None or not source.adapters:
-        raise UsageError("there is no adapter to merge", where="--merge_lora", fix="add --adapters CHECKPOINT")
-    merged = source.home.with_name(f"{source.home.name}-merged")
-    if merged.is_dir():
+def merge_on_disk(config: InferConfig, source: Source) -> tuple[InferConfig, Source]:
+    """--merge_lora for a server, which takes a directory: the source with its adapters merged into a model of its own
+    beside the checkpoint. It is made anew when it is incomplete or was made of other weights.
+
+    The pt engine merges in memory instead (`build_pt`).
+    """
+    home = source.adapters[0]
+    merged = home.with_name(f"{home.name}-merged")
+    if merged.is_dir() and not stale(merged, source):
         log.info("taking the merged model in %s", merged)
     else:
         from swift.export.export import main as export
 
-        shared = {name: getattr(config, name) for name in ("model", "quantization", "chat", "data")}
-        values = {"merge_lora": True, "output_dir": str(merged)}
+        if merged.is_dir():
+            log.info("%s is of other weights, or incomplete: merging anew", merged)
+        shared = {name: getattr(config, name) for name in ("model", "quantization", "chat")}
+        values = {"merge_lora": True, "output_dir": str(merged), "exist_ok": True}
         export(ExportConfig(**shared).replace(values, "command line"))
-    config = config.decide(f"{source.home} merged into its base", model=str(merged), adapters=())
+    config = config.decide(f"{home} merged into its base", model=str(merged), adapters=())
     model = resolve_model(str(merged))
     return config, Source(model, check_model_files(model.path), (), source.home)
+
+
+def stale(merged: Path, source: Source) -> bool:
+    """Whether a merged model is not the one that these adapters make with this base."""
+    if verify_dir(merged, hashes=False):
+        return True
+    made_of = (read_args(merged) or {}).get("merged_from") or {}
+    digests = [file_digest(check_adapter_files(folder).weight_file) for folder in source.adapters]
+    return made_of.get("sha256") != digests or made_of.get("model") != str(source.model.path)
 
 
 def decide_generation(config: InferConfig, files: ModelFiles) -> InferConfig:
@@ -140,6 +148,61 @@ def sampling_of(config: InferConfig) -> Sampling:
         logprobs=options.logprobs or options.top_logprobs is not None,
         top_logprobs=options.top_logprobs or 0,
     )
+
+
+def build_engine(
+    config: InferConfig, source: Source | None, names: Sequence[str] | None = None, patience: float = 600.0
+) -> tuple[Engine, Any]:
+    """The engine of --infer_backend with what renders prompts and reads replies (a ChatEncoder, or what stands for it).
+
+    `names` are those of the adapters that requests choose from; without them the adapters are always on. `patience`:
+    seconds that requests wait for a server that is away.
+    """
+    backend = config.infer.infer_backend
+    if backend == "fake":
+        from swift.engines.fake import FakeEngine
+
+        return FakeEngine(), PlainEncoder(None)
+    if backend == "http":
+        from swift.engines.backends import connect
+        from swift.engines.wire import parse_reply
+
+        return connect(config, patience), PlainEncoder(None, parse=parse_reply)
+    assert source is not None
+    if backend == "pt":
+        engine, encoder = build_pt(config, source if names is None else replace(source, adapters=()))
+        for name, folder in zip(names or (), source.adapters, strict=False):
+            engine.load_adapter(name, folder)
+        return engine, encoder
+    return _build_server(config, source, names, patience)
+
+
+def _build_server(
+    config: InferConfig, source: Source, names: Sequence[str] | None, patience: float
+) -> tuple[Engine, Any]:
+    from swift.engines.backends import launch_server
+    from swift.models.gguf import as_directory
+    from swift.models.load import load_tokenizer
+
+    if config.infer.merge_lora:
+        config, source = merge_on_disk(config, source)
+    if names is None and len(source.adapters) > 1:
+        fix = "--merge_lora true merges them first"
+        raise UsageError("a server can't apply several adapters at once", where="--adapters", fix=fix)
+    directory = as_directory(source.files.path)
+    tokenizer = load_tokenizer(directory, trust_remote_code=config.model.trust_remote_code)
+    encoder = build_encoder(config, source, tokenizer)
+    adapters = dict(zip(names or ("adapter",), source.adapters, strict=False))
+    engine = launch_server(
+        config.infer.infer_backend,
+        config,
+        directory,
+        encoder,
+        adapters,
+        default_adapter=next(iter(adapters), None) if names is None else None,
+        patience=patience,
+    )
+    return engine, encoder
 
 
 def load_pt(config: InferConfig, source: Source) -> tuple[Any, Any, Any]:
@@ -202,10 +265,20 @@ def build_encoder(config: InferConfig, source: Source, tokenizer: Any) -> Any:
 
 
 class PlainEncoder:
-    """Prompts without a chat template (--use_chat_template false): the messages' texts one after the other."""
+    """Prompts without a chat template (--use_chat_template false): the messages' texts one after the other.
 
-    def __init__(self, tokenizer: Any, system: str | None = None, response_prefix: str | None = None):
+    `parse` reads replies where they aren't plain text.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Any,
+        system: str | None = None,
+        response_prefix: str | None = None,
+        parse: Callable[[str, Any], dict[str, Any]] | None = None,
+    ):
         self.tokenizer, self.system, self.response_prefix = tokenizer, system or "", response_prefix or ""
+        self._parse = parse
 
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Any = None) -> list[int]:
         if tools:
@@ -220,5 +293,8 @@ class PlainEncoder:
     def stop_token_ids(self) -> list[int]:
         return [] if self.tokenizer.eos_token_id is None else [self.tokenizer.eos_token_id]
 
+    def decode(self, ids: Sequence[int]) -> str:
+        return self.tokenizer.decode(ids)
+
     def parse(self, text: str, tools: Any = None) -> dict[str, Any]:
-        return {"role": "assistant", "content": text}
+        return {"role": "assistant", "content": text} if self._parse is None else self._parse(text, tools)

@@ -18,6 +18,7 @@ from swift.config.commands import EvalConfig, InferConfig
 from swift.config.generation import InferOptions
 from swift.config.record import explain
 from swift.engines import setup
+from swift.engines.options import check_backend
 from swift.errors import MissingPackage, NotBuiltYet, SwiftError, UsageError
 from swift.evaluate.answering import Answerer
 from swift.evaluate.data import Documents, load_documents
@@ -51,7 +52,9 @@ def main(config: EvalConfig) -> int:
     _check_code(config, sets)
     inner, source = as_infer(config), None
     if config.evaluate.eval_url is None:
-        setup.check_backend(inner)
+        check_backend(inner, inner.infer.infer_backend)
+        if inner.infer.infer_backend != "pt":
+            raise NotBuiltYet("only the pt engine scores yet", where="--infer_backend", fix="--infer_backend pt")
         inner, source = setup.find_source(inner)
         config = replace(
             config, origins=inner.origins, model=inner.model, chat=inner.chat, quantization=inner.quantization
@@ -62,8 +65,6 @@ def main(config: EvalConfig) -> int:
         return 0
     _need_harness()
     documents = [_load(one) for one in sets]
-    if inner.infer.merge_lora and source is not None:
-        inner, source = setup.merge_adapters(inner, source)
     with open_run(config, source, sets, documents) as run:
         missing = run.missing()
         answerer = build(config, inner, source) if missing else None

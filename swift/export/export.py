@@ -16,6 +16,7 @@ from swift.config.commands import ExportConfig
 from swift.config.record import explain, inherit, save_args
 from swift.errors import NotBuiltYet, UsageError
 from swift.hub import AdapterFiles, LocalModel, ModelFiles, check_adapter_files, check_model_files, resolve_model
+from swift.runs import file_digest
 from swift.say import speak
 
 log = logging.getLogger("swift")
@@ -164,9 +165,13 @@ def merge_adapters(config: ExportConfig, model: LocalModel, files: ModelFiles, a
         kept = config.replace(
             {name: value for name, value in ABSORBED.items() if name in config.specs()}, "decided", "merged"
         )
-        save_args(
-            directory, "export", kept, merged_from={"base": str(base), "adapters": [str(path) for path in adapters]}
-        )
+        made_of = {
+            "model": str(model.path),
+            "base": str(base),
+            "adapters": [str(path) for path in adapters],
+            "sha256": [file_digest(check_adapter_files(path).weight_file) for path in adapters],
+        }
+        save_args(directory, "export", kept, merged_from=made_of)
 
     merge(job, complete)
     log.info("merged model: %s", out)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -13,6 +14,7 @@ from starlette.responses import Response
 from swift.engines.protocol import Usage
 from swift.serve.conversation import ChatCall, Replies, Reply, whole_replies
 from swift.serve.errors import ApiError, invalid
+from swift.serve.forcing import wanted_call, wanted_format
 from swift.serve.http import event, json_response, read_body, stream_response, while_connected
 from swift.serve.messages import content_text, function_tool
 from swift.serve.params import CHOICE, Param, harmless, read, sampling, stop_texts, unsupported
@@ -59,7 +61,7 @@ THINKING = (
     Param("type", "string", required=True, choices=("enabled", "disabled", "adaptive")),
     *harmless("budget_tokens", "display"),
 )
-OUTPUT_CONFIG = (*unsupported(format=()), *harmless("effort"))
+OUTPUT_CONFIG = (Param("format", "object"), *harmless("effort"))
 STOP_REASONS = {"stop": "end_turn", "length": "max_tokens"}
 KEEP_ALIVE = event({"type": "ping"}, "ping")
 
@@ -86,14 +88,13 @@ async def count_tokens(service: Service, request: Request) -> Response:
 
 def message_call(service: Service, body: Mapping[str, Any]) -> ChatCall:
     model, adapter = service.model(body.get("model"))
-    if "output_config" in body:
-        read(body["output_config"], OUTPUT_CONFIG, "output_config.")
+    config = read(body["output_config"], OUTPUT_CONFIG, "output_config.") if "output_config" in body else {}
+    schema = wanted_format(config.get("format"), "output_config.format")
     choice = read(body["tool_choice"], TOOL_CHOICE, "tool_choice.") if "tool_choice" in body else {"type": "auto"}
-    if choice["type"] in ("any", "tool"):
-        raise invalid(
-            "this engine can't force a tool call: type may be auto or none", "tool_choice", "unsupported_parameter"
-        )
-    offered = [] if choice["type"] == "none" else _tools(body.get("tools", ()))
+    one_call = choice.get("disable_parallel_tool_use", False)
+    named = {"type": "function", "name": choice.get("name")}
+    meant = {"any": "required", "tool": named}.get(choice["type"], choice["type"])
+    offered, wanted = wanted_call(meant, _tools(body.get("tools", ())), not one_call)
     return ChatCall(
         model=model,
         adapter=adapter,
@@ -105,7 +106,8 @@ def message_call(service: Service, body: Mapping[str, Any]) -> ChatCall:
             max_new_tokens=body.get("max_tokens"),
             stop=stop_texts(body, "stop_sequences"),
         ),
-        one_call=choice.get("disable_parallel_tool_use", False),
+        one_call=one_call,
+        wanted=wanted if wanted.call else replace(wanted, schema=schema),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
@@ -13,6 +14,7 @@ from starlette.responses import Response
 from swift.engines.protocol import TokenLogprob, Usage
 from swift.serve.conversation import ChatCall, Replies, Reply, whole_replies
 from swift.serve.errors import ApiError, invalid
+from swift.serve.forcing import wanted_call, wanted_format
 from swift.serve.http import dumps, event, json_response, read_body, stream_response, while_connected
 from swift.serve.messages import conversation, tools
 from swift.serve.params import SAMPLING, Param, harmless, read, sampling, stop_texts, unsupported
@@ -74,8 +76,9 @@ async def chat_completions(service: Service, request: Request) -> Response:
 
 def chat_call(service: Service, body: Mapping[str, Any]) -> ChatCall:
     model, adapter = service.model(body.get("model"))
-    check_response_format(body.get("response_format"))
-    offered = offered_tools(tools(body.get("tools")), body.get("tool_choice"))
+    one_call = body.get("parallel_tool_calls") is False
+    offered, wanted = wanted_call(body.get("tool_choice"), tools(body.get("tools")), not one_call)
+    schema = wanted_format(body.get("response_format"))
     variables = dict(body.get("chat_template_kwargs", {}))
     if "reasoning_effort" in body:
         variables.setdefault("reasoning_effort", body["reasoning_effort"])
@@ -93,7 +96,8 @@ def chat_call(service: Service, body: Mapping[str, Any]) -> ChatCall:
             top_logprobs=wanted_logprobs(service, body),
         ),
         n=body.get("n", 1),
-        one_call=body.get("parallel_tool_calls") is False,
+        one_call=one_call,
+        wanted=wanted if wanted.call else replace(wanted, schema=schema),
     )
 
 
@@ -114,23 +118,6 @@ def check_logprobs(service: Service, top: int, name: str) -> None:
     most = service.settings.limits.max_logprobs
     if top > most:
         raise invalid(f"{name} may be at most {most} on this server", name, "invalid_value")
-
-
-def check_response_format(value: Mapping[str, Any] | None) -> None:
-    if value is not None and value.get("type") != "text":
-        message = 'this engine can\'t force the form of an answer: only response_format {"type": "text"} is supported'
-        raise invalid(message, "response_format", "unsupported_parameter")
-
-
-def offered_tools(found: Sequence[dict[str, Any]], choice: Any) -> Sequence[dict[str, Any]]:
-    """The tools that the model is shown: none of them for tool_choice none."""
-    if choice is None or choice == "auto":
-        return found
-    if choice == "none":
-        return ()
-    raise invalid(
-        "this engine can't force a tool call: tool_choice may be auto or none", "tool_choice", "unsupported_parameter"
-    )
 
 
 def usage_wanted(body: Mapping[str, Any]) -> bool:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from itertools import accumulate
 from typing import Any
 
 from starlette.requests import Request
@@ -48,15 +49,19 @@ class Text:
     text: str = ""
     finish_reason: str | None = None
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    prompt: Sequence[TokenLogprob | None] = ()
 
 
 @dataclass(frozen=True)
 class Job:
-    """`requests`: the n continuations of each prompt, one after the other. `echoes`: what each text begins with."""
+    """`requests`: the n continuations of each prompt, one after the other. `echoes`: what each text begins with,
+    `firsts`: the text of its prompt's first token, where the prompt is scored.
+    """
 
     model: str
     requests: list[GenerationRequest]
     echoes: list[str]
+    firsts: list[str]
     logprobs: bool
     prompt_tokens: int
 
@@ -79,10 +84,6 @@ async def _job(service: Service, body: Mapping[str, Any]) -> Job:
     logprobs = body.get("logprobs")
     if logprobs is not None:
         check_logprobs(service, logprobs, "logprobs")
-    if body.get("echo") and logprobs is not None:
-        raise invalid(
-            "this engine gives no log-probabilities of the prompt (echo with logprobs)", "echo", "unsupported"
-        )
     default = service.settings.defaults.max_new_tokens or DEFAULT_MAX_TOKENS
     max_tokens = body.get("max_tokens", default)
     if max_tokens == 0 and not body.get("echo"):
@@ -90,6 +91,8 @@ async def _job(service: Service, body: Mapping[str, Any]) -> Job:
     settings = sampling(
         body, service.settings.defaults, max_new_tokens=max_tokens, stop=stop_texts(body), top_logprobs=logprobs
     )
+    if body.get("echo") and logprobs is not None:
+        settings = replace(settings, prompt_logprobs=logprobs)
     prompts = await service.in_thread(_prompt_ids, service, body["prompt"])
     echoes = [""] * len(prompts)
     if body.get("echo"):
@@ -100,7 +103,11 @@ async def _job(service: Service, body: Mapping[str, Any]) -> Job:
         for request in choices(GenerationRequest(prompt_ids=ids, adapter=adapter, sampling=settings), n)
     ]
     texts = [echo for echo in echoes for _ in range(n)]
-    return Job(model, requests, texts, logprobs is not None, sum(len(ids) for _, ids in prompts))
+    firsts = [""] * len(requests)
+    if settings.prompt_logprobs is not None:
+        shown = [await service.in_thread(service.prompts.decode, ids[:1]) for _, ids in prompts]
+        firsts = [first for first in shown for _ in range(n)]
+    return Job(model, requests, texts, firsts, logprobs is not None, sum(len(ids) for _, ids in prompts))
 
 
 def _echo(service: Service, given: str | None, ids: Sequence[int]) -> str:
@@ -129,18 +136,30 @@ def _prompt_ids(service: Service, prompt: Any) -> list[tuple[str | None, list[in
     return found
 
 
-def _logprobs(items: Sequence[TokenLogprob], offset: int) -> dict[str, Any]:
-    """`offset`: characters in front of the first token."""
-    offsets = []
-    for item in items:
-        offsets.append(offset)
-        offset += len(item.token)
-    return {
-        "tokens": [item.token for item in items],
-        "token_logprobs": [max(item.logprob, LOWEST_LOGPROB) for item in items],
-        "top_logprobs": [{text: max(p, LOWEST_LOGPROB) for _, text, p in item.top} for item in items],
-        "text_offset": offsets,
+def _logprobs(
+    items: Sequence[TokenLogprob], offset: int, prompt: Sequence[TokenLogprob | None] = (), first: str = ""
+) -> dict[str, Any]:
+    """`offset`: characters in front of the first of `items`. With `prompt` its tokens come first: the first of all has
+    no log-probability, since nothing predicts it.
+    """
+    scored = [item for item in (*prompt, *items) if item is not None]
+    shown: dict[str, list[Any]] = {
+        "tokens": [item.token for item in scored],
+        "token_logprobs": [max(item.logprob, LOWEST_LOGPROB) for item in scored],
+        "top_logprobs": [_top(item) for item in scored],
     }
+    if prompt:
+        offset = 0
+        for name, value in (("tokens", first), ("token_logprobs", None), ("top_logprobs", None)):
+            shown[name].insert(0, value)
+    offsets = accumulate((len(token) for token in shown["tokens"]), initial=offset)
+    return {**shown, "text_offset": list(offsets)[:-1]}
+
+
+def _top(item: TokenLogprob) -> dict[str, float]:
+    """The likeliest tokens, and the chosen one where it isn't among them."""
+    top = {text: max(p, LOWEST_LOGPROB) for _, text, p in reversed(item.top)}  # of equal texts the likelier counts
+    return {**top, item.token: max(item.logprob, top.get(item.token, LOWEST_LOGPROB))}
 
 
 def _usage(job: Job, answers: Answers) -> dict[str, int]:
@@ -158,7 +177,7 @@ def _head(job: Job) -> dict[str, Any]:
 
 
 def _asks_nothing(sampling: Sampling) -> bool:
-    return sampling.max_new_tokens == 0
+    return sampling.max_new_tokens == 0 and sampling.prompt_logprobs is None
 
 
 async def _whole(service: Service, job: Job) -> dict[str, Any]:
@@ -170,13 +189,16 @@ async def _whole(service: Service, job: Job) -> dict[str, Any]:
                 text = texts[index]
                 text.text += delta.text
                 text.logprobs += delta.logprobs
+                text.prompt = text.prompt or delta.prompt_logprobs
                 text.finish_reason = delta.finish_reason or text.finish_reason
             usage = _usage(job, answers)
     shown = [
         {
             "index": i,
             "text": text.text,
-            "logprobs": _logprobs(text.logprobs, len(job.echoes[i])) if job.logprobs else None,
+            "logprobs": _logprobs(text.logprobs, len(job.echoes[i]), text.prompt, job.firsts[i])
+            if job.logprobs
+            else None,
             "finish_reason": text.finish_reason,
         }
         for i, text in enumerate(texts)
@@ -206,7 +228,9 @@ async def _chunks(service: Service, job: Job, with_usage: bool) -> AsyncGenerato
                 text = delta.text
                 if not begun[index]:
                     begun[index], text = True, job.echoes[index] + text
-                logprobs = _logprobs(delta.logprobs, offsets[index]) if job.logprobs and delta.logprobs else None
+                logprobs = None
+                if job.logprobs and (delta.logprobs or delta.prompt_logprobs):
+                    logprobs = _logprobs(delta.logprobs, offsets[index], delta.prompt_logprobs, job.firsts[index])
                 offsets[index] += sum(len(item.token) for item in delta.logprobs)
                 if text or logprobs or delta.finish_reason:
                     yield chunk(index, text, logprobs, delta.finish_reason)

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from swift.engines.protocol import Delta, GenerationRequest, Sampling, TokenLogprob, Usage, choices
+from swift.serve.forcing import Wanted
 from swift.serve.prompts import Prompt
 from swift.serve.replies import Content, Piece, Reasoning, ReplyReader, ToolCall
 from swift.serve.service import Answers, Service
@@ -20,7 +21,8 @@ log = logging.getLogger("swift.serve")
 
 @dataclass(frozen=True)
 class ChatCall:
-    """`tools` in the form that templates read. `n` answers; `one_call`: at most one tool call each.
+    """`tools` in the form that templates read. `n` answers; `one_call`: at most one tool call each; `wanted`: their
+    forced form.
 
     `variables` are for the chat template.
     """
@@ -33,6 +35,7 @@ class ChatCall:
     variables: Mapping[str, Any] = field(default_factory=dict)
     n: int = 1
     one_call: bool = False
+    wanted: Wanted = Wanted()
 
 
 class Step(NamedTuple):
@@ -82,12 +85,13 @@ class Replies:
         self.prompt_tokens = prompt.tokens
         if service.settings.verbose:
             log.info("prompt: %s", service.prompts.decode(prompt.prompt_ids) if prompt.prompt_ids else prompt.messages)
+        grammar = service.forcing.grammar(service.engine, call.wanted, call.tools, prompt.opening)
         request = GenerationRequest(
             messages=prompt.messages,
             tools=prompt.tools,
             prompt_ids=prompt.prompt_ids,
             adapter=call.adapter,
-            sampling=call.sampling,
+            sampling=replace(call.sampling, grammar=grammar),
         )
         self._readers = [ReplyReader(service.form, call.tools, call.one_call, prompt.opening) for _ in range(call.n)]
         self._answers = Answers(service, choices(request, call.n))

@@ -23,10 +23,11 @@ from swift.config.commands import DeployConfig, InferConfig
 from swift.config.generation import InferOptions
 from swift.config.record import explain
 from swift.engines import setup
+from swift.engines.options import check_backend
 from swift.engines.protocol import GenerationRequest, Sampling
-from swift.errors import NotBuiltYet, ResourceError, UsageError
-from swift.serve.formats import learn_format
-from swift.serve.prompts import CodePoints, TemplatePrompts
+from swift.errors import ResourceError, UsageError
+from swift.serve.formats import learn_forcing, learn_format
+from swift.serve.prompts import CodePoints, EnginePrompts, TemplatePrompts
 from swift.serve.replies import ReplyFormat
 from swift.serve.server import run
 from swift.serve.service import Limits, Service, Settings
@@ -42,6 +43,8 @@ NOT_HERE = {
     "top_logprobs": "each request asks for them itself; --max_logprobs bounds them",
 }
 CONVERSATIONS_OWN = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"}
+RESTART_PATIENCE = 2.0  # seconds that a request waits for a server that is away, before its 503
+WIRE_MARKS = (("<think>", "</think>"), ("<tool_call>",))  # see engines/wire.py
 NAMED = re.compile(r"[A-Za-z0-9_.:-]+=.+")
 
 
@@ -50,10 +53,10 @@ def main(config: DeployConfig) -> int:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("swift").setLevel(config.serving.log_level.upper())
     check(config)
+    names = adapter_names(config)
     inner, source = as_infer(config), None
-    setup.check_backend(inner)
-    name = adapter_name(config)
-    if config.serving.infer_backend != "fake":
+    check_backend(inner, config.serving.infer_backend)
+    if config.serving.infer_backend not in ("fake", "http"):
         inner, source = setup.find_source(inner)
         inner = setup.decide_generation(inner, source.files)
         config = replace(
@@ -65,17 +68,17 @@ def main(config: DeployConfig) -> int:
             quantization=inner.quantization,
         )
     if not config.serving.served_model_name:
-        if name is not None:
-            config = config.decide("the adapter's name", served_model_name=(name,))
+        if source is not None:
+            config = config.decide("the model's directory", served_model_name=(source.files.path.resolve().name,))
         else:
-            directory = "fake" if source is None else source.files.path.resolve().name
-            config = config.decide("the model's directory", served_model_name=(directory,))
+            name = config.model.model or config.serving.infer_backend
+            config = config.decide("the model's name", served_model_name=(name,))
     if config.common.dry_run:
         shown = config.decide("not shown", api_key="***") if config.serving.api_key else config
         print(explain(shown))
         return 0
     with listen(config) as listener:
-        service = build(config, inner, source)
+        service = build(config, inner, source, names)
         run(service, config.serving, listener)
     return 0
 
@@ -111,22 +114,27 @@ def as_infer(config: DeployConfig) -> InferConfig:
         quantization=config.quantization,
         chat=config.chat,
         generation=config.generation,
+        backends=config.backends,
         infer=InferOptions(
             infer_backend=serving.infer_backend, max_batch_size=serving.max_batch_size, merge_lora=serving.merge_lora
         ),
     )
 
 
-def adapter_name(config: DeployConfig) -> str | None:
-    """The name in `--adapters name=path`: the model with that adapter is then served under it."""
-    named = [path.partition("=")[0] for path in config.model.adapters if NAMED.fullmatch(path)]
-    if named and len(config.model.adapters) > 1:
-        raise NotBuiltYet(
-            "serving several adapters by name beside one another is not built yet",
-            where="--adapters",
-            fix="one server for each adapter, or --adapters PATH ... to apply them together",
-        )
-    return named[0] if named else None
+def adapter_names(config: DeployConfig) -> tuple[str, ...] | None:
+    """The names in `--adapters name=path ...`: models beside the base. None when the adapters are always on."""
+    given = config.model.adapters
+    named = [path.partition("=")[0] for path in given if NAMED.fullmatch(path)]
+    if not named:
+        return None
+    where = f"--adapters {' '.join(given)}"
+    if len(named) < len(given):
+        raise UsageError("some adapters have names and some have none", where=where, fix="name=PATH for each")
+    if len(set(named)) < len(named):
+        raise UsageError("two adapters have the same name", where=where)
+    if config.serving.merge_lora:
+        raise UsageError("a merged adapter can't be chosen by name", where="--merge_lora", fix="--adapters PATH")
+    return tuple(named)
 
 
 def listen(config: DeployConfig) -> socket.socket:
@@ -145,15 +153,17 @@ def listen(config: DeployConfig) -> socket.socket:
     return listener
 
 
-def build(config: DeployConfig, inner: InferConfig, source: setup.Source | None) -> Service:
+def build(
+    config: DeployConfig, inner: InferConfig, source: setup.Source | None, names: tuple[str, ...] | None = None
+) -> Service:
     """The engine with what the server needs beside it. Loads the weights."""
     settings = settings_of(config, inner)
-    if source is None:
-        from swift.engines.fake import FakeEngine
-
+    engine, shared = setup.build_engine(inner, source, names, RESTART_PATIENCE)
+    if config.serving.infer_backend == "fake":
         form = ReplyFormat(lambda text, tools: {"role": "assistant", "content": text})
-        return Service(FakeEngine(), CodePoints(), form, settings)
-    engine, shared = setup.build_pt(inner, source)
+        return Service(engine, CodePoints(), form, settings)
+    if source is None:
+        return Service(engine, EnginePrompts(), ReplyFormat(shared.parse, *WIRE_MARKS), settings)
     encoder = copy.deepcopy(shared)  # the engine's own is used in its threads
     form = learn_format(encoder, encoder.parse)
     opener = form.reasoning[0] if form.reasoning else None
@@ -161,7 +171,8 @@ def build(config: DeployConfig, inner: InferConfig, source: setup.Source | None)
         encoder, opener, template_variables(encoder), lambda variables: with_variables(encoder, variables)
     )
     probe = GenerationRequest(prompt_ids=prompts.encode("a")[:1])
-    return Service(engine, prompts, form, settings, probe)
+    ends = [encoder.tokenizer.decode([i]) for i in encoder.stop_token_ids]
+    return Service(engine, prompts, form, settings, probe, learn_forcing(encoder, ends))
 
 
 def template_variables(encoder: ChatEncoder) -> frozenset[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from swift.engines.protocol import RequestError
+from swift.engines.protocol import EngineUnavailable, PromptTooLong, RequestError
 from swift.errors import DataError, SwiftError, TemplateError
 
 # status -> (type in OpenAI's error objects, type in Anthropic's)
@@ -26,6 +26,10 @@ TYPES = {
     500: ("server_error", "api_error"),
     503: ("server_error", "overloaded_error"),
 }
+
+
+# fields of the engine's requests -> of the API's
+PARAMS = {"max_new_tokens": "max_tokens", "grammar": "response_format", "prompt_ids": "prompt", "adapter": "model"}
 
 
 class ApiError(Exception):
@@ -78,8 +82,14 @@ def as_api_error(error: BaseException) -> ApiError | None:
     """What the client is told; None for a failure that is the server's own and that its log must explain."""
     if isinstance(error, ApiError):
         return error
+    if isinstance(error, PromptTooLong):
+        return ApiError(400, _sentence(error), param="messages", code="context_length_exceeded")
     if isinstance(error, RequestError):
-        return ApiError(400, _sentence(error))
+        return ApiError(400, _sentence(error), param=PARAMS.get(error.param or "", error.param), code="invalid_value")
+    if isinstance(error, EngineUnavailable):
+        seconds = str(max(1, math.ceil(error.retry_after)))
+        message = "the engine is not available at the moment: it starts, or starts again"
+        return ApiError(503, message, code="engine_unavailable", headers={"Retry-After": seconds})
     if isinstance(error, (TemplateError, DataError)):
         return ApiError(422, _sentence(error), param="messages")
     return None

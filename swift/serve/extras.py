@@ -73,7 +73,7 @@ async def metrics(service: Service, request: Request) -> Response:
 
 async def models(service: Service, request: Request) -> Response:
     settings = service.settings
-    names = [*settings.names, *settings.adapters]
+    names = [*settings.names, *service.engine.capabilities.adapters]
     entries = [_entry(service, request, name) for name in names]
     if _is_anthropic(request):
         return json_response({"data": entries, "has_more": False, "first_id": names[0], "last_id": names[-1]})
@@ -100,7 +100,7 @@ def _entry(service: Service, request: Request, name: str) -> dict[str, Any]:
         "created": settings.created,
         "owned_by": settings.owned_by,
         "root": settings.names[0],
-        "parent": settings.names[0] if name in settings.adapters else None,
+        "parent": settings.names[0] if name in service.engine.capabilities.adapters else None,
         "max_model_len": service.engine.capabilities.context_length,
         "engine": service.engine.name,
         **settings.facts,

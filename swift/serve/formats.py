@@ -7,10 +7,12 @@ handed on whole.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from swift.errors import SwiftError
+from swift.serve.forcing import CallFrame, Forcing
 from swift.serve.replies import Parse, ReplyFormat
 
 ASK, THOUGHT, ANSWER = "zqAsk", "zqThought", "zqAnswer"
@@ -66,6 +68,33 @@ def _reasoning(encoder: Encoder) -> tuple[str, str]:
     closer = rest.partition(ANSWER)[0].strip()
     opener = before.strip() or _last_word(encoder.prompt_text([{"role": "user", "content": ASK}]))
     return (opener, closer) if opener and closer else USUAL_REASONING
+
+
+def learn_forcing(encoder: Encoder, ends: Sequence[str]) -> Forcing:
+    """How a tool call is spelled, where it is a JSON object. `ends` are the texts that end a reply."""
+    message = {"role": "assistant", "content": "", "tool_calls": [CALL]}
+    reply = _reply(encoder, message, [TOOL])
+    closer = _reasoning(encoder)[1]
+    return Forcing(encoder.tokenizer, None if reply is None else _frame(reply, ends, closer), closer)
+
+
+def _frame(reply: str, ends: Sequence[str], closer: str) -> CallFrame | None:
+    head, found, rest = reply.rpartition(closer) if closer in reply.partition("zq_tool")[0] else ("", "", reply)
+    start = rest.find("{")
+    while start >= 0:
+        try:
+            value, size = json.JSONDecoder().raw_decode(rest[start:])
+        except ValueError:
+            value, size = None, 0
+        if isinstance(value, dict) and value.get("name") == "zq_tool":
+            arguments = next((key for key, held in value.items() if isinstance(held, dict) and "zqkey" in held), None)
+            if arguments is None:
+                return None
+            after = rest[start + size :]
+            cut = min((after.find(end) for end in ends if end and end in after), default=len(after))
+            return CallFrame(rest[:start].lstrip("\n"), after[:cut].rstrip("\n"), arguments)
+        start = rest.find("{", start + 1)
+    return None
 
 
 def _last_word(text: str) -> str:

@@ -177,7 +177,10 @@ SAMPLING = (
     Param("stop", "string|array"),
     Param("stop_token_ids", "array"),
     Param("n", "integer", low=1, high=64),
-    *unsupported(frequency_penalty=(0, 0.0), presence_penalty=(0, 0.0), logit_bias=({},)),
+    Param("frequency_penalty", "number", low=-2, high=2),
+    Param("presence_penalty", "number", low=-2, high=2),
+    Param("logit_bias", "object"),
+    Param("min_tokens", "integer", low=0),
 )
 
 
@@ -203,6 +206,7 @@ def sampling(
     ids = values.get("stop_token_ids", ())
     if any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in ids):
         raise invalid("stop_token_ids must be token ids", "stop_token_ids", "invalid_value")
+    frequency, presence = values.get("frequency_penalty"), values.get("presence_penalty")
     return Sampling(
         max_new_tokens=defaults.max_new_tokens if max_new_tokens is None else max_new_tokens,
         temperature=values.get("temperature", defaults.temperature),
@@ -210,6 +214,10 @@ def sampling(
         top_p=values.get("top_p", defaults.top_p),
         min_p=values.get("min_p", defaults.min_p),
         repetition_penalty=values.get("repetition_penalty", defaults.repetition_penalty),
+        presence_penalty=defaults.presence_penalty if presence is None else presence,
+        frequency_penalty=defaults.frequency_penalty if frequency is None else frequency,
+        logit_bias=logit_bias(values["logit_bias"]) if "logit_bias" in values else defaults.logit_bias,
+        min_new_tokens=values.get("min_tokens", defaults.min_new_tokens),
         num_beams=values.get("num_beams", defaults.num_beams),
         stop=(*defaults.stop, *stop),
         stop_token_ids=(*defaults.stop_token_ids, *ids),
@@ -217,3 +225,14 @@ def sampling(
         logprobs=top_logprobs is not None,
         top_logprobs=top_logprobs or 0,
     )
+
+
+def logit_bias(values: Mapping[str, Any]) -> dict[int, float]:
+    """{"token id": -100..100}, as the API writes it."""
+    found = {}
+    for key, value in values.items():
+        number = isinstance(value, (int, float)) and not isinstance(value, bool) and -100 <= value <= 100
+        if not (key.isascii() and key.isdigit()) or len(key) > 9 or not number:
+            raise invalid("logit_bias maps token ids to numbers from -100 to 100", "logit_bias", "invalid_value")
+        found[int(key)] = float(value)
+    return found

@@ -8,15 +8,16 @@ from __future__ import annotations
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 
 from swift.engines.protocol import Usage
-from swift.serve.chat import offered_tools
 from swift.serve.conversation import ChatCall, Replies, whole_replies
 from swift.serve.errors import ApiError, invalid
+from swift.serve.forcing import wanted_call, wanted_format
 from swift.serve.http import event, json_response, read_body, stream_response, while_connected
 from swift.serve.messages import conversation, function_tool
 from swift.serve.params import CHOICE, Param, harmless, read, sampling, unsupported
@@ -88,9 +89,9 @@ async def create(service: Service, request: Request) -> Response:
 def response_call(service: Service, body: Mapping[str, Any]) -> ChatCall:
     model, adapter = service.model(body.get("model"))
     text = read(body.get("text", {}), TEXT, "text.")
-    if text.get("format", {"type": "text"}).get("type") != "text":
-        message = 'this engine can\'t force the form of an answer: only {"type": "text"} is supported'
-        raise invalid(message, "text.format", "unsupported_parameter")
+    schema = wanted_format(text.get("format"), "text.format")
+    one_call = body.get("parallel_tool_calls") is False
+    offered, wanted = wanted_call(body.get("tool_choice"), _tools(body.get("tools", ())), not one_call)
     for item in body.get("include", ()):
         if item == "message.output_text.logprobs":
             raise invalid(f"{item} is not supported by this server", "include", "unsupported_parameter")
@@ -99,10 +100,11 @@ def response_call(service: Service, body: Mapping[str, Any]) -> ChatCall:
         model=model,
         adapter=adapter,
         messages=conversation(_messages(body)),
-        tools=offered_tools(_tools(body.get("tools", ())), body.get("tool_choice")),
+        tools=offered,
         variables={} if effort is None else {"reasoning_effort": effort},
         sampling=sampling(body, service.settings.defaults, max_new_tokens=body.get("max_output_tokens")),
-        one_call=body.get("parallel_tool_calls") is False,
+        one_call=one_call,
+        wanted=wanted if wanted.call else replace(wanted, schema=schema),
     )
 
 
@@ -273,7 +275,7 @@ def _response(
         "top_p": call.sampling.top_p,
         "tool_choice": body.get("tool_choice", "auto"),
         "tools": body.get("tools", []),
-        "text": {"format": {"type": "text"}},
+        "text": {"format": (body.get("text") or {}).get("format") or {"type": "text"}},
         "truncation": "disabled",
         "store": False,
         "usage": None if usage is None else _usage_object(usage),

@@ -38,7 +38,7 @@ class Server(uvicorn.Server):
         for listener in sockets or ():
             host, port = listener.getsockname()[:2]
             scheme = "https" if self.config.is_ssl else "http"
-            names = ", ".join((*self._service.settings.names, *self._service.settings.adapters))
+            names = ", ".join((*self._service.settings.names, *self._service.engine.capabilities.adapters))
             log.info("serving %s at %s://%s:%s/v1", names, scheme, f"[{host}]" if ":" in host else host, port)
 
     async def _log_lines(self) -> None:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from swift.engines.protocol import Delta, Engine, GenerationRequest, Sampling, Usage
 from swift.engines.stream import GenerationStream
 from swift.serve.errors import ApiError, queue_full, shutting_down, timed_out
+from swift.serve.forcing import Forcing
 from swift.serve.meters import Meters
 from swift.serve.prompts import Prompts
 from swift.serve.replies import ReplyFormat
@@ -39,14 +40,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Settings:
-    """`names` are the base model's, `also` further ones that are taken but not listed; `adapters` have their own names.
+    """`names` are the base model's, `also` further ones that are taken but not listed; adapters have their own names.
 
     `defaults` stand behind every request's settings. `facts` are shown in /v1/models.
     """
 
     names: tuple[str, ...]
     also: tuple[str, ...] = ()
-    adapters: tuple[str, ...] = ()
     owned_by: str = "swift"
     api_key: str | None = None
     defaults: Sampling = Sampling()
@@ -66,8 +66,10 @@ class Service:
         form: ReplyFormat,
         settings: Settings,
         probe: GenerationRequest | None = None,
+        forcing: Forcing | None = None,
     ):
         self.engine, self.prompts, self.form, self.settings = engine, prompts, form, settings
+        self.forcing = forcing or Forcing()
         self.probe = probe or GenerationRequest(messages=({"role": "user", "content": "."},))
         self.probe = replace(self.probe, sampling=Sampling(max_new_tokens=1, temperature=0.0))
         self.meters = Meters()
@@ -80,9 +82,10 @@ class Service:
         """(the name to show, the adapter) of a request's `model`; 404 for a name that isn't served here."""
         if name is None or name in (*self.settings.names, *self.settings.also):
             return name or self.settings.names[0], None
-        if name in self.settings.adapters:
+        adapters = self.engine.capabilities.adapters
+        if name in adapters:
             return name, name
-        served = ", ".join((*self.settings.names, *self.settings.adapters))
+        served = ", ".join((*self.settings.names, *adapters))
         raise ApiError(404, f"there is no model {name!r} here; served: {served}", param="model", code="model_not_found")
 
     async def in_thread(self, work: Callable[..., T], *args: Any) -> T:

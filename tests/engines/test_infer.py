@@ -176,7 +176,7 @@ def test_dry_run_says_what_was_decided_and_writes_nothing(infer, model_dir, tmp_
 @pytest.mark.parametrize(
     ("words", "code", "said"),
     [
-        (["--infer_backend", "vllm", "--model", "x"], 2, "not built yet"),
+        (["--infer_backend", "vllm", "--attn_impl", "eager"], 2, "no effect"),
         ([], 2, "--model"),
         (["--adapters", "no/such"], 2, "no such directory"),
         (["--model", "./no/such"], 3, "no such"),
@@ -207,7 +207,7 @@ def test_arguments_and_files_are_checked_before_torch_is_imported():
         assert done.stdout.split(maxsplit=1)[1].strip() == "[]", done.stdout
 
 
-def test_merging_first_gives_the_adapters_answer_and_is_done_once(infer, model_dir, adapter_dir, tmp_path):
+def test_merging_first_gives_the_adapters_answer_and_writes_nothing(infer, model_dir, adapter_dir, tmp_path):
     import shutil
 
     checkpoint = shutil.copytree(adapter_dir, tmp_path / "checkpoint-3")
@@ -215,6 +215,28 @@ def test_merging_first_gives_the_adapters_answer_and_is_done_once(infer, model_d
     wanted = answer_of(model_dir, "Who are you?", adapter_dir) + "\n"
     code, out, err = infer(*words)
     assert (code, out) == (0, wanted), err
-    assert (tmp_path / "checkpoint-3-merged" / "config.json").is_file()
-    code, out, err = infer(*words)
-    assert (code, out) == (0, wanted) and "taking the merged model" in err
+    assert sorted(p.name for p in tmp_path.glob("checkpoint*")) == ["checkpoint-3"]
+
+
+def test_a_server_gets_a_merged_directory_that_is_of_these_weights(adapter_dir, tmp_path, caplog):
+    import shutil
+
+    from safetensors.torch import load_file, save_file
+
+    from swift.config.commands import InferConfig
+    from swift.engines import setup
+
+    checkpoint = shutil.copytree(adapter_dir, tmp_path / "checkpoint-3")
+    config = InferConfig().replace({"adapters": (str(checkpoint),), "merge_lora": True}, "command line")
+    config, source = setup.find_source(config)
+    merged = setup.merge_on_disk(config, source)[1]
+    assert merged.files.path == tmp_path / "checkpoint-3-merged" and not merged.adapters
+    made = (merged.files.path / "model.safetensors").stat().st_mtime_ns
+    setup.merge_on_disk(config, source)
+    assert (merged.files.path / "model.safetensors").stat().st_mtime_ns == made  # taken as it is
+    weights = load_file(checkpoint / "adapter_model.safetensors")
+    save_file({name: 2 * value for name, value in weights.items()}, checkpoint / "adapter_model.safetensors")
+    assert setup.stale(merged.files.path, source)
+    setup.merge_on_disk(config, source)
+    assert not setup.stale(merged.files.path, source)
+    assert (merged.files.path / "model.safetensors").stat().st_mtime_ns != made

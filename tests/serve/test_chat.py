@@ -205,8 +205,8 @@ def test_harmless_parameters_are_accepted(client):
 @pytest.mark.parametrize(
     ("more", "param"),
     [
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"presence_penalty": 5}, "presence_penalty"),
+        ({"logit_bias": {"five": 1}}, "logit_bias"),
         ({"temperature": -1}, "temperature"),
         ({"temperature": "hot"}, "temperature"),
         ({"max_tokens": 0}, "max_tokens"),

@@ -69,7 +69,7 @@ def test_completions_echo_and_logprobs(client):
     assert logprobs.tokens == ["h", "e", "y"]
     assert logprobs.token_logprobs == [0.0] * 3
     assert logprobs.text_offset == [0, 1, 2]
-    with pytest.raises(openai.BadRequestError, match="log-probabilities of the prompt"):
+    with pytest.raises(openai.BadRequestError, match="prompt_logprobs"):
         client.completions.create(model="tiny", prompt="hey", echo=True, logprobs=1)
 
 
@@ -110,7 +110,7 @@ def test_responses_with_reasoning_and_tools(client):
     [
         ({"previous_response_id": "resp_1"}, "previous_response_id"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type"),
-        ({"text": {"format": {"type": "json_object"}}}, "text.format"),
+        ({"text": {"format": {"type": "json_object"}}}, "response_format"),
         ({"truncation": "auto"}, "truncation"),
     ],
 )

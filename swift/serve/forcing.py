@@ -1,0 +1,140 @@
+"""Answers that a request forces into a form: a JSON schema, or a call of a tool, as the model's own format writes it.
+
+Promises: what can't be forced is a 400, never ignored. Where the prompt has already opened the model's reasoning, the
+answer closes it first; where tools are offered beside a schema, the answer is a call or matches the schema. Knows
+grammars' text and no engine.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from swift.engines.protocol import Engine, Grammar
+from swift.serve.errors import invalid
+
+Tools = Sequence[Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a request forces. `schema`: the answer's JSON schema. `call`: the answer must call a tool, `name` that one
+    only. `many`: several calls are fine.
+    """
+
+    schema: Mapping[str, Any] | bool | None = None
+    call: bool = False
+    name: str | None = None
+    many: bool = True
+
+
+@dataclass(frozen=True)
+class CallFrame:
+    """A model's tool call: `begin` {"name": ..., `arguments`: {...}} `end`."""
+
+    begin: str
+    end: str
+    arguments: str
+
+
+@dataclass(frozen=True)
+class Forcing:
+    """`frame`: how the model writes a call, None where it isn't a JSON object. `closer`: what ends its reasoning."""
+
+    tokenizer: Any = None
+    frame: CallFrame | None = None
+    closer: str | None = None
+
+    def grammar(self, engine: Engine, wanted: Wanted, tools: Tools, opening: str) -> Grammar | None:
+        """The grammar of the answer; `opening` is what the prompt has written of it already."""
+        if wanted.schema is None and not wanted.call:
+            return None
+        kinds = engine.capabilities.grammars
+        param = "tool_choice" if wanted.call else "response_format"
+        lead = self._lead(opening)
+        if wanted.schema is not None and not tools and not lead:
+            if "json_schema" not in kinds:
+                raise invalid("this engine can't force the form of an answer", param, "unsupported_parameter")
+            return Grammar("json_schema", json.dumps(wanted.schema, ensure_ascii=False))
+        if "lark" not in kinds or self.tokenizer is None:
+            raise invalid("this engine can't force a tool call or this form", param, "unsupported_parameter")
+        offered = [t for t in tools if wanted.name in (None, t["function"]["name"])]
+        if wanted.call and not offered:
+            raise invalid(
+                f"tool_choice names {wanted.name or 'a call'}, but tools don't have it", param, "invalid_value"
+            )
+        return Grammar("lark", self._lark(wanted, offered, lead, param))
+
+    def _lead(self, opening: str) -> str:
+        return f"{self.closer}\n\n" if self.closer and opening else ""
+
+    def _lark(self, wanted: Wanted, tools: Tools, lead: str, param: str) -> str:
+        from swift.engines.grammar import literal
+
+        rules, ways = [], []
+        if wanted.schema is not None:
+            rules.append(f"answer: %json {json.dumps(wanted.schema, ensure_ascii=False)}")
+            ways.append("answer")
+        if tools and self.frame is not None:
+            rules += self._calls(tools)
+            ways.append('call ("\\n"? call)*' if wanted.many else "call")
+        if wanted.call and self.frame is None:
+            message = "this model's calls are not JSON objects: a call can't be forced"
+            raise invalid(message, param, "unsupported_parameter")
+        opened = f"{literal(self.tokenizer, lead)} " if lead else ""
+        return "\n".join([f"start: {opened}({' | '.join(ways)})", *rules])
+
+    def _calls(self, tools: Tools) -> list[str]:
+        from swift.engines.grammar import literal
+
+        assert self.frame is not None
+        frame, rules = self.frame, []
+        for number, tool in enumerate(tools):
+            function = tool["function"]
+            schema = {
+                "type": "object",
+                "properties": {"name": {"const": function["name"]}, frame.arguments: function["parameters"]},
+                "required": ["name", frame.arguments],
+                "additionalProperties": False,
+            }
+            rules.append(f"call_{number}: %json {json.dumps(schema, ensure_ascii=False)}")
+        which = " | ".join(f"call_{number}" for number in range(len(tools)))
+        ends = [literal(self.tokenizer, text) if text else "" for text in (frame.begin, frame.end)]
+        return [f"call: {ends[0]} ({which}) {ends[1]}", *rules]
+
+
+def wanted_format(value: Mapping[str, Any] | None, param: str = "response_format") -> Mapping[str, Any] | None:
+    """The schema in a response_format: {"type": "text" | "json_object" | "json_schema", "json_schema": {"schema"}}."""
+    if value is None or value.get("type") == "text":
+        return None
+    if value.get("type") == "json_object":
+        return {"type": "object"}
+    if value.get("type") == "json_schema":
+        held = value.get("json_schema", value)  # the Responses API has the schema one level up
+        schema = held.get("schema") if isinstance(held, dict) else None
+        if not isinstance(schema, dict):
+            raise invalid(f"{param} of type json_schema needs a schema", param, "missing_parameter")
+        return schema
+    raise invalid(f"{param}.type may be text, json_object or json_schema", param, "invalid_value")
+
+
+def wanted_call(choice: Any, tools: Tools, many: bool) -> tuple[Tools, Wanted]:
+    """(the tools to show, what is forced) of an OpenAI tool_choice: auto, none, required, or a named function."""
+    if choice is None or choice == "auto":
+        return tools, Wanted(many=many)
+    if choice == "none":
+        return (), Wanted()
+    if choice == "required":
+        if not tools:
+            raise invalid("tool_choice required needs tools", "tool_choice", "invalid_value")
+        return tools, Wanted(call=True, many=many)
+    named = (choice.get("function") or choice) if isinstance(choice, dict) else {}
+    name = named.get("name") if isinstance(named, dict) else None
+    if not isinstance(name, str) or choice.get("type") != "function":
+        message = 'tool_choice may be auto, none, required or {"type": "function", "function": {"name": ...}}'
+        raise invalid(message, "tool_choice", "invalid_value")
+    if name not in [tool["function"]["name"] for tool in tools]:
+        raise invalid(f"tool_choice names {name!r}, which tools don't have", "tool_choice", "invalid_value")
+    return tools, Wanted(call=True, name=name, many=False)
