@@ -15,3 +15,7 @@ class ExportOptions:
     to_cached_dataset: bool = option(False)
     max_shard_size: str = option("5GB")
     merge_dtype: str | None = option(choices=("float32", "bfloat16", "float16"))
+    group_size: int | None = option(low=1, aliases=("q_group_size",))
+    quant_n_samples: int | None = option(low=1)
+    quant_search: bool = option(False)
+    max_ppl_increase: float | None = option(low=0)

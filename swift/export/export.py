@@ -1,5 +1,5 @@
-"""`swift export`: merges adapters into their base, encodes data sets ahead. Quantization and conversion are not built
-yet, and say so.
+"""`swift export`: merges adapters into their base, makes a quantized model (swift.export.quantize), encodes data sets
+ahead.
 
 Promises: options and files are checked before torch is imported; --dry_run writes and loads nothing.
 """
@@ -14,7 +14,7 @@ from typing import Any
 
 from swift.config.commands import ExportConfig
 from swift.config.record import explain, inherit, save_args
-from swift.errors import NotBuiltYet, UsageError
+from swift.errors import UsageError
 from swift.hub import AdapterFiles, LocalModel, ModelFiles, check_adapter_files, check_model_files, resolve_model
 from swift.runs import file_digest
 from swift.say import speak
@@ -51,9 +51,9 @@ def main(config: ExportConfig) -> int:
 
         return export_rows(config)
     if config.given("quant_method") or config.given("quant_bits"):
-        named = config.quantization.quant_method or f"{config.quantization.quant_bits} bits"
-        fix = "--load_in_8bit / --load_in_4bit quantize while loading (swift infer, swift sft)"
-        raise NotBuiltYet(f"exporting a quantized model ({named}) is not built yet", where="--quant_method", fix=fix)
+        from swift.export.quantize import run
+
+        return run(config, find_model)
     if not config.model.adapters:
         fix = "swift export --adapters CHECKPOINT --merge_lora true"
         if config.export.merge_lora:
@@ -64,14 +64,24 @@ def main(config: ExportConfig) -> int:
     return _merge(config)
 
 
-def _merge(config: ExportConfig) -> int:
+def find_model(config: ExportConfig) -> tuple[ExportConfig, LocalModel, tuple[Path, ...]]:
+    """The base model and the adapters that the options name, with what the training's args.json says."""
     from swift.models.adapters import find_checkpoint
 
     adapters = tuple(find_checkpoint(path) for path in config.model.adapters)
     files = [check_adapter_files(path) for path in adapters]
-    if config.model.load_args:
-        config = inherit(config, adapters[0])
+    if config.model.load_args and adapters:
+        own = {name: config.value(name) for name in ("quant_method", "quant_bits", "max_length")}
+        config = inherit(config, adapters[0]).replace(own, "command line")
+    elif config.model.load_args and config.model.model and (Path(config.model.model) / "args.json").is_file():
+        own = {name: config.value(name) for name in ("quant_method", "quant_bits", "max_length", "model")}
+        config = inherit(config, Path(config.model.model)).replace(own, "command line")
     config, model = find_base(config, files)
+    return config, model, adapters
+
+
+def _merge(config: ExportConfig) -> int:
+    config, model, adapters = find_model(config)
     base_files = check_model_files(model.path)
     if config.export.output_dir is None:
         config = config.decide("the adapter's directory and -merged", output_dir=f"{adapters[0]}-merged")
@@ -88,6 +98,8 @@ def _merge(config: ExportConfig) -> int:
 
 def find_base(config: ExportConfig, files: list[AdapterFiles]) -> tuple[ExportConfig, LocalModel]:
     """The base: --model, else the one in the run's args.json, else the one that the adapter names."""
+    if config.model.model is None and not files:
+        raise UsageError("no model", fix="--model DIRECTORY_OR_NAME, or --adapters CHECKPOINT")
     if config.model.model is None:
         named = files[0].base_model
         if named is None:

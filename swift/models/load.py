@@ -17,6 +17,7 @@ import torch
 
 from swift.compat.fp8_blocks import true_fp8_blocks
 from swift.errors import MissingPackage, ModelFileError, ResourceError, SwiftError, UsageError
+from swift.hub.files import check_model_files
 from swift.models.plan import LoadPlan
 from swift.models.quiet import quiet
 
@@ -110,9 +111,12 @@ def load_model(path: Path | str, plan: LoadPlan):
         if value is not None:
             arguments[name] = value
     with quiet(), _explained(path), true_fp8_blocks():
-        model, info = auto.from_pretrained(path, **arguments)
+        if plan.unpack:
+            model, info = _load_unpacked(auto, path, plan, arguments)
+        else:
+            model, info = auto.from_pretrained(path, **arguments)
     check_loading_info(path, info, strict=plan.strict)
-    if plan.dequantize:
+    if plan.dequantize and not plan.unpack:
         forget_quantization(model)
         _unify_dtype(model, getattr(torch, plan.dtype))
         _cast_stored(model, getattr(torch, plan.dtype))
@@ -121,6 +125,39 @@ def load_model(path: Path | str, plan: LoadPlan):
     if plan.new_special_tokens:
         resize_embeddings(model, load_tokenizer(path, new_special_tokens=plan.new_special_tokens))
     return model
+
+
+def _load_unpacked(auto, path: Path, plan: LoadPlan, arguments: dict[str, Any]):
+    """A packed checkpoint as the plain model that its numbers stand for: (model, loading info)."""
+    from transformers import GenerationConfig
+
+    from swift.models.unpacked import check_packing, unpacked_state
+
+    quantization = check_model_files(path, need_tokenizer=False).quantization or {}
+    check_packing(path, quantization)
+    config = arguments["config"]
+    arguments.pop("trust_remote_code")
+    for part in (config, getattr(config, "text_config", None)):
+        if getattr(part, "quantization_config", None) is not None:
+            del part.quantization_config
+    files = list(check_model_files(path, need_tokenizer=False).weight_files)
+    state = unpacked_state(files, quantization, getattr(torch, plan.dtype))
+    model, info = _model_class(auto, config, path).from_pretrained(None, state_dict=state, **arguments)
+    if (path / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(path, local_files_only=True)
+    return model, info
+
+
+def _model_class(auto, config, path: Path):
+    """The class that `auto` would choose: the Auto classes themselves take no state dict without a name."""
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    if type(config) not in auto._model_mapping:
+        return get_class_from_dynamic_module(config.auto_map[auto.__name__], str(path))
+    found = auto._model_mapping[type(config)]
+    classes = found if isinstance(found, (list, tuple)) else (found,)
+    named = {kind.__name__: kind for kind in classes}
+    return next((named[name] for name in config.architectures or () if name in named), classes[0])
 
 
 def auto_class(config, path: Path, trust_remote_code: bool = False):
@@ -274,7 +311,7 @@ def _quantization_config(config, plan: LoadPlan):
 
     if plan.quant is not None:
         return _bitsandbytes_config(plan)
-    if not plan.dequantize:
+    if not plan.dequantize or plan.unpack:
         return None
     own = getattr(config, "quantization_config", None) or config.get_text_config().quantization_config
     own = own if isinstance(own, dict) else own.to_dict()

@@ -35,6 +35,7 @@ PACKAGES = {
     "vptq": ("vptq", "vptq"),
     "higgs": ("flute", "flute-kernel"),
 }
+UNPACKED = ("awq", "gptq")  # swift.models.unpacked reads these
 ROPE_TYPES = ("linear", "dynamic", "yarn")
 
 
@@ -42,8 +43,8 @@ ROPE_TYPES = ("linear", "dynamic", "yarn")
 class LoadPlan:
     """How `load_model` will load. `reasons` maps a decision (dtype, attn_impl, quantization, device_map) to its why.
 
-    `dequantize`: the checkpoint's quantized weights become plain ones of `dtype`. `quant`: quantize while loading
-    (bnb). `needed_bytes`: the weights in memory; `available_bytes`: what the device had when planning (None:
+    `dequantize`: the checkpoint's quantized weights become plain ones of `dtype`, with `unpack` by our own reader.
+    `quant`: quantize while loading. `needed_bytes`: the weights in memory; `available_bytes`: what the device had when planning (None:
     unknown).
     """
 
@@ -52,6 +53,7 @@ class LoadPlan:
     training: bool
     source_quant: str | None = None
     dequantize: bool = False
+    unpack: bool = False
     quant: QuantizationOptions | None = None
     attn_impl: str | None = None
     experts_impl: str | None = None
@@ -103,6 +105,7 @@ def plan_loading(
         training=training,
         source_quant=source,
         dequantize=dequantize,
+        unpack=dequantize and source in UNPACKED,
         quant=on_load,
         attn_impl=_attention(model, device, dtype, reasons),
         experts_impl=model.experts_impl,
@@ -158,6 +161,8 @@ def _dequantize(source: str | None, files: ModelFiles, device: Device, training:
         raise NotBuiltYet(
             "HQQ checkpoints can't be loaded by this version of transformers", fix="use the unquantized model"
         )
+    if source in UNPACKED:
+        return _unpack(source, files, device, training, reasons)
     if source in PACKAGES:
         _require(*PACKAGES[source], f"loading a checkpoint quantized with {source}")
     if source in ("fp8", "mxfp4"):
@@ -175,6 +180,29 @@ def _dequantize(source: str | None, files: ModelFiles, device: Device, training:
         return dense
     reasons["quantization"] = f"the checkpoint is quantized with {source}; its weights stay so"
     return False
+
+
+def _unpack(source: str, files: ModelFiles, device: Device, training: bool, reasons: dict[str, str]) -> bool:
+    """Whether an AWQ or GPTQ checkpoint is unpacked: always, but for inference on a GPU that has kernels for it."""
+    if training:
+        why = "for training"
+    elif device.kind != "cuda":
+        why = f"{device.name} computes faster with plain weights"
+    elif expert_count(files):
+        why = "transformers can't load its experts packed"
+    elif importlib.util.find_spec("gptqmodel") is None:
+        why = "the kernels of gptqmodel are not installed"
+    else:
+        reasons["quantization"] = f"the checkpoint's {source} weights stay packed: gptqmodel has kernels for them"
+        return False
+    reasons["quantization"] = f"the checkpoint's {source} weights are unpacked to plain ones: {why}"
+    return True
+
+
+def expert_count(files: ModelFiles) -> int:
+    """Experts of a mixture-of-experts model, 0 in a dense one."""
+    text = files.config.get("text_config") or files.config
+    return text.get("num_experts") or text.get("num_local_experts") or text.get("n_routed_experts") or 0
 
 
 def _is_asymmetric(quantization: Mapping[str, Any]) -> bool:
@@ -259,11 +287,20 @@ def weight_bytes(files: ModelFiles, dtype: str, dequantize: bool, on_load: Quant
         return files.total_bytes
     if files.quantization and not dequantize and not files.is_gguf:
         return files.total_bytes
-    full = files.parameters * ITEM_BYTES[dtype]
+    full = true_parameters(files) * ITEM_BYTES[dtype]
     if on_load is None:
         return full
     kept = min(unquantized_parameters(files), files.parameters)
     return kept * ITEM_BYTES[dtype] + (files.parameters - kept) * on_load.quant_bits // 8
+
+
+def true_parameters(files: ModelFiles) -> int:
+    """How many weights the checkpoint holds: a 32-bit word of AWQ or GPTQ packs several."""
+    quantization = files.quantization or {}
+    if quantization.get("quant_method") not in UNPACKED:
+        return files.parameters
+    packed = files.dtypes.get("I32", 0)
+    return files.parameters - packed + packed * 32 // int(quantization.get("bits") or quantization.get("w_bit") or 4)
 
 
 def unquantized_parameters(files: ModelFiles) -> int:
@@ -273,7 +310,7 @@ def unquantized_parameters(files: ModelFiles) -> int:
     text = files.config.get("text_config") or files.config
     hidden, layers = text.get("hidden_size") or 0, text.get("num_hidden_layers") or 0
     embeddings = (text.get("vocab_size") or 0) * hidden * (1 if text.get("tie_word_embeddings") else 2)
-    experts = text.get("num_experts") or text.get("num_local_experts") or text.get("n_routed_experts") or 0
+    experts = expert_count(files)
     inner = text.get("moe_intermediate_size") or text.get("intermediate_size") or 0
     return embeddings + experts * 3 * hidden * inner * layers
 

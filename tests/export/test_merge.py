@@ -270,7 +270,7 @@ def test_dry_run_writes_nothing(tmp_path, capfd):
     "words, code, says",
     [
         (["--merge_lora", "true"], 2, "--adapters"),
-        (["--model", "x", "--quant_method", "awq", "--quant_bits", "4"], 2, "not built yet"),
+        (["--model", "x", "--quant_method", "awq", "--quant_bits", "4"], 2, "no calibration rows"),
         ([], 2, "nothing to export"),
         (["--adapters", "nowhere", "--merge_lora", "true"], 3, "nowhere"),
     ],
