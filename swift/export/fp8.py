@@ -1,8 +1,8 @@
-"""Block-FP8 checkpoints as Qwen and DeepSeek publish them: float8_e4m3fn weights, one float32 scale (`weight_scale_inv`)
-for each block of 128 x 128, activations quantized when the engine runs.
+"""Block-FP8 checkpoints as Qwen and DeepSeek publish them: float8_e4m3fn weights, one float32 scale
+(`weight_scale_inv`) for each block of 128 x 128, activations quantized when the engine runs.
 
-Which matrices: the linear layers of the decoder and every expert's, in the checkpoint's own names; embeddings, head, norms
-and routers stay. Needs no rows.
+Which matrices: the linear layers of the decoder and every expert's, in the checkpoint's own names; embeddings, head,
+norms and routers stay. Needs no rows.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """AWQ and GPTQ checkpoints: which matrices are rounded, the layers' files, and the directory that other engines read.
 
-Both come from the same pieces (swift.export.layerwise). AWQ: scales and ranges are searched, rounding is to the nearest.
-GPTQ: ranges are searched, rounding makes up for its errors. --quant_search true gives either both.
+Both come from the same pieces (swift.export.layerwise). AWQ: scales and ranges are searched, rounding is to the
+nearest. GPTQ: ranges are searched, rounding makes up for its errors. --quant_search true gives either both.
 Embeddings, the output head, norms, routers, and matrices whose sizes don't fit the layout stay as they are.
 """
 
@@ -65,7 +65,9 @@ def _skipped(model: nn.Module) -> set[str]:
     layers = survey(model)
     mixers = {name.rpartition(".")[0] for name, _ in model.named_parameters() if name.endswith(".A_log")}
     inner = {
-        name for name in layers.linear if name.rpartition(".")[0] in mixers and not name.endswith((".in_proj", "_proj_qkvz"))
+        name
+        for name in layers.linear
+        if name.rpartition(".")[0] in mixers and not name.endswith((".in_proj", "_proj_qkvz"))
     }
     return {*layers.routers, *layers.unreachable, *inner}
 
@@ -222,4 +224,3 @@ def _write_config(job: QuantJob, recipe: Recipe, kept: list[str], staging: Path)
     config.pop("torch_dtype", None)
     config["dtype"] = str(stored_dtype(job)).removeprefix("torch.")
     runs.write_json(staging / "config.json", config)
-

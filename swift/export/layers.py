@@ -39,7 +39,7 @@ def find_layers(model: nn.Module) -> Row:
 
 
 class Experts(nn.Module):
-    """Fused experts [E, 2I, H] and [E, H, I] as E modules of three linear layers, which are views of the same memory."""
+    """Fused experts [E, 2I, H] and [E, H, I] as E modules of three linear layers, views of the same memory."""
 
     def __init__(self, fused: nn.Module):
         super().__init__()
@@ -140,7 +140,9 @@ def record(model: nn.Module, row: Row, samples: torch.Tensor) -> Calls:
     )
 
 
-def _record(model: nn.Module, row: Row, samples: torch.Tensor, calls: Calls, form: Callable[[torch.Tensor], Any]) -> bool:
+def _record(
+    model: nn.Module, row: Row, samples: torch.Tensor, calls: Calls, form: Callable[[torch.Tensor], Any]
+) -> bool:
     shape = None
 
     def stub(index: int):

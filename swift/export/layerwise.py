@@ -252,7 +252,9 @@ def hub_names(model: nn.Module, row: Row) -> dict[str, str]:
     """The checkpoint's name of every parameter in the layers. Fused experts count as apart (`Experts`)."""
     names: dict[str, str] = {}
     inside = [name for name, _ in model.named_parameters() if name.startswith(f"{row.name}.")]
-    fused = {name: p for name, p in model.named_parameters() if name in set(inside) and p.ndim == 3 and ".experts." in name}
+    fused = {
+        name: p for name, p in model.named_parameters() if name in set(inside) and p.ndim == 3 and ".experts." in name
+    }
     for name in inside:
         if name not in fused:
             names[name] = _one_name(model, name)
@@ -281,4 +283,3 @@ def _expert_names(model: nn.Module, owner: str, count: int) -> dict[str, str]:
         expert, part = divmod(int(mark.item()), 3)
         names[f"{owner}.experts.{expert}.{('gate_proj', 'up_proj', 'down_proj')[part]}.weight"] = hub
     return names
-

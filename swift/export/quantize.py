@@ -48,8 +48,8 @@ GROUPS = (128, 64, 32)
 
 @dataclass(frozen=True)
 class QuantJob:
-    """What a method's `write(job, staging)` gets. `base` is a directory of plain (or dequantizable) weights; `plan` loads
-    it in the dtype of its unquantized parts; `work` is kept between runs that were cut.
+    """What a method's `write(job, staging)` gets. `base` is a directory of plain (or dequantizable) weights; `plan`
+    loads it in the dtype of its unquantized parts; `work` is kept between runs that were cut.
     """
 
     config: ExportConfig
@@ -162,7 +162,9 @@ def _decide_groups(config: ExportConfig, files: ModelFiles) -> ExportConfig:
     sizes = input_sizes(files)
     if not sizes:
         what = "none of this model's layers fits the layout (it has no plain linear layers)"
-        raise UsageError(what, where=f"--quant_method {config.quantization.quant_method}", fix="--quant_method bnb or fp8")
+        raise UsageError(
+            what, where=f"--quant_method {config.quantization.quant_method}", fix="--quant_method bnb or fp8"
+        )
     given = config.export.group_size
     if given is not None:
         odd = next((item for item in sizes.items() if item[1] % given), None)

@@ -1,8 +1,8 @@
 """The proof of a quantization: the written model, read back, beside its source on the same held-out text.
 
-Perplexity is exp of the mean negative log-likelihood of every token but the first of each row. The divergence is the mean
-over positions of KL(source || quantized) of the next-token distributions, in nats (Kullback and Leibler 1951). Figures of a
-short text: compare the two columns, not one of them with other reports.
+Perplexity is exp of the mean negative log-likelihood of every token but the first of each row. The divergence is the
+mean over positions of KL(source || quantized) of the next-token distributions, in nats (Kullback and Leibler 1951).
+Figures of a short text: compare the two columns, not one of them with other reports.
 """
 
 from __future__ import annotations
@@ -86,7 +86,9 @@ class Report:
     def lines(self) -> list[str]:
         rows = [("", "source", self.name()), *self.rows()]
         wide, narrow = (max(len(row[i]) for row in rows) for i in (0, 1))
-        head = f"proof on {self.positions} positions ({self.held_out}); {100 * self.quantized_share:.0f} % of the weights"
+        head = (
+            f"proof on {self.positions} positions ({self.held_out}); {100 * self.quantized_share:.0f} % of the weights"
+        )
         return [f"{head} are quantized:", *(f"  {a:<{wide}}  {b:<{narrow}}  {c}" for a, b, c in rows)]
 
     def markdown(self) -> str:
@@ -106,9 +108,8 @@ class Report:
         if not math.isfinite(self.perplexity) or not math.isfinite(self.divergence):
             raise ExportError("the quantized model's answers are not finite", where="perplexity")
         if self.increase > most:
-            what = (
-                f"perplexity rose from {self.source_perplexity:.3f} to {self.perplexity:.3f} ({100 * self.increase:+.1f} %)"
-            )
+            rise = f"{100 * self.increase:+.1f} %"
+            what = f"perplexity rose from {self.source_perplexity:.3f} to {self.perplexity:.3f} ({rise})"
             fix = (
                 f"more bits, a smaller --group_size, --quant_search true, or accept it with --max_ppl_increase "
                 f"{math.ceil(self.increase * 100) / 100}"

@@ -1,5 +1,5 @@
-"""AWQ's scales (Lin et al. 2023, arXiv:2306.00978): channels that carry large inputs are made larger before rounding, and
-what feeds them smaller by as much, so that the layer stays the same and its important weights round finer.
+"""AWQ's scales (Lin et al. 2023, arXiv:2306.00978): channels that carry large inputs are made larger before rounding,
+and what feeds them smaller by as much, so that the layer stays the same and its important weights round finer.
 
 Which matrices share an input, and what feeds them, is found by watching one run of the layer, not from a list of
 architectures: a norm's weight, the rows of a value or up projection. Every change is checked on that run: a layer whose
@@ -24,9 +24,9 @@ TOLERANCE = 1e-3  # of the output's largest value, for a change that must be exa
 
 @dataclass(frozen=True)
 class ScaleSet:
-    """Matrices with one input: `matrices` and `followers` (scaled too, but not rounded) are names in the layer; `feeder`
-    is what gives the input its scale: a norm, or a linear layer whose rows are `repeat` times shared among the columns.
-    """
+    """Matrices with one input: `matrices` and `followers` (scaled too, but not rounded) are names in the layer;
+    `feeder` is what gives the input its scale: a norm, or a linear layer whose rows are `repeat` times shared among the
+    columns."""
 
     feeder: str
     matrices: tuple[str, ...]
@@ -114,7 +114,9 @@ def _behind_norm(
             continue
         module = modules[name]
         if isinstance(module, Experts):
-            inner = [f"{name}.experts.{i}.{part}" for i in range(len(module.experts)) for part in ("gate_proj", "up_proj")]
+            inner = [
+                f"{name}.experts.{i}.{part}" for i in range(len(module.experts)) for part in ("gate_proj", "up_proj")
+            ]
             (taken if f"{name}.experts.0" in experts else followers).extend(inner)
         elif name in outside:
             taken.append(name)

@@ -31,8 +31,9 @@ TEXTS = (
     "不要和气味重的东西放在一起。",
     "城市里的树不仅好看，还能降低夏天的气温。研究人员在同一条街上测量，发现树荫下的路面比没有遮挡的地方低十几度。"
     "不过种树也要选对品种：有的树根会破坏人行道，有的花粉让人过敏。管理部门通常先做调查，再决定在哪里种、种什么。",
-    "Der Zug nach Norden fuhr jeden Morgen um sechs, und wer ihn verpasste, musste bis zum Abend warten. Deshalb standen "
-    "die Leute schon vor Sonnenaufgang auf dem Bahnsteig, tranken Kaffee aus Blechtassen und redeten über das Wetter.",
+    "Der Zug nach Norden fuhr jeden Morgen um sechs, und wer ihn verpasste, musste bis zum Abend warten. Deshalb "
+    "standen die Leute schon vor Sonnenaufgang auf dem Bahnsteig, tranken Kaffee aus Blechtassen und redeten "
+    "über das Wetter.",
     "En 1869 un químico ruso ordenó los elementos conocidos según su masa y observó que sus propiedades se repetían. "
     "Dejó huecos en la tabla para elementos que nadie había visto todavía, y pocos años después los encontraron.",
 )

@@ -44,8 +44,8 @@ class LoadPlan:
     """How `load_model` will load. `reasons` maps a decision (dtype, attn_impl, quantization, device_map) to its why.
 
     `dequantize`: the checkpoint's quantized weights become plain ones of `dtype`, with `unpack` by our own reader.
-    `quant`: quantize while loading. `needed_bytes`: the weights in memory; `available_bytes`: what the device had when planning (None:
-    unknown).
+    `quant`: quantize while loading. `needed_bytes`: the weights in memory; `available_bytes`: what the device had when
+    planning (None: unknown).
     """
 
     device: Device

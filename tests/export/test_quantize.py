@@ -1,5 +1,5 @@
-"""Quantized exports: what stands in the files, read by a decoder written here from the formats' descriptions, is a model
-close to its source, and what swift loads is exactly that model.
+"""Quantized exports: what stands in the files, read by a decoder written here from the formats' descriptions, is a
+model close to its source, and what swift loads is exactly that model.
 """
 
 import json
