@@ -31,7 +31,7 @@ from swift.config.commands import PlanConfig
 from swift.config.decide import decide_sft
 from swift.config.record import explain
 from swift.errors import UsageError
-from swift.hub import human_bytes, resolve_model
+from swift.hub import human_bytes, resolve_options
 
 DEFAULT_ROWS = 1000
 
@@ -68,14 +68,7 @@ def make_plan(config: PlanConfig) -> Plan:
         raise UsageError("no model", fix="--model DIRECTORY_OR_NAME, see swift list-models")
     options = config.planning
     machine = parse_gpu(options.gpu) if options.gpu else this_machine()
-    model = resolve_model(
-        config.model.model,
-        revision=config.model.model_revision,
-        use_hf=config.model.use_hf,
-        hub_token=config.model.hub_token,
-        model_dir=config.model.model_dir,
-        want_weights=False,
-    )
+    model = resolve_options(config.model, want_weights=False)
     facts = model_facts(model)
     config = decide_sft(
         config, Path(config.model.model.rstrip("/\\")).name or "model", facts.shape.context, machine.count

@@ -111,33 +111,25 @@ class GrammarState:
             raise EngineError(f"the grammar refuses token {token_id}: {_short(self._matcher.get_error())}")
 
 
-def call_grammar(
-    tokenizer: Any,
-    tools: Sequence[Mapping[str, Any]],
-    begin: str,
-    end: str,
-    *,
-    arguments: str = "arguments",
-    many: bool = False,
-) -> Grammar:
-    """Answers that call one of `tools` (in OpenAI's form), or with `many` one or more, as most templates write calls:
-    `begin` {"name": NAME, `arguments`: {...}} `end`. The arguments match the tool's schema.
+def call_rules(
+    tokenizer: Any, tools: Sequence[Mapping[str, Any]], begin: str, end: str, arguments: str = "arguments"
+) -> list[str]:
+    """Lark rules of `call`: a call of one of `tools` (in OpenAI's form) as most templates write it: `begin`
+    {"name": NAME, `arguments`: {...}} `end`. The arguments match the tool's schema.
     """
     rules = []
     for number, tool in enumerate(tools):
-        function = tool.get("function", tool)
-        parameters = function.get("parameters") or {"type": "object"}
+        function = tool["function"]
         schema = {
             "type": "object",
-            "properties": {"name": {"const": function["name"]}, arguments: parameters},
+            "properties": {"name": {"const": function["name"]}, arguments: function["parameters"]},
             "required": ["name", arguments],
             "additionalProperties": False,
         }
         rules.append(f"call_{number}: %json {json.dumps(schema, ensure_ascii=False)}")
     which = " | ".join(f"call_{number}" for number in range(len(rules)))
-    call = f"call: {literal(tokenizer, begin)} ({which}) {literal(tokenizer, end)}"
-    start = 'start: call ("\\n"? call)*' if many else "start: call"
-    return Grammar("lark", "\n".join([start, call, *rules]))
+    ends = [literal(tokenizer, text) if text else "" for text in (begin, end)]
+    return [f"call: {ends[0]} ({which}) {ends[1]}", *rules]
 
 
 def literal(tokenizer: Any, text: str) -> str:

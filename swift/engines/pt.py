@@ -14,12 +14,12 @@ from typing import Any, TypeVar
 
 from swift.engines.batch import CausalModel
 from swift.engines.grammar import GrammarCompiler, grammars_of
+from swift.engines.limits import Lengths
 from swift.engines.protocol import (
     Capabilities,
     Delta,
     EngineStats,
     GenerationRequest,
-    PromptTooLong,
     RequestError,
     Sampling,
 )
@@ -40,8 +40,6 @@ BEAMLESS = (
     "min_new_tokens",
     "grammar",
 )
-# Where neither the request, the model's settings nor its context length say how long an answer may be.
-UNBOUNDED_NEW_TOKENS = 2048
 PREFILL_CHUNK = 512  # prompt tokens computed between two steps of the others
 
 
@@ -74,10 +72,10 @@ class PtEngine:
             self._end_ids |= frozenset(encoder.stop_token_ids)
         self._hidden_ids = _ids(tokenizer.pad_token_id) | _ids(tokenizer.bos_token_id)
         own_context = model.config.get_text_config().to_dict().get("max_position_embeddings")
-        self._context = context_length or own_context
-        self._prompt_limit, self._truncation = prompt_limit, truncation
+        context = context_length or own_context
+        self._lengths = Lengths(context, prompt_limit, truncation, model.generation_config.max_new_tokens)
         self._vocabulary = model.get_input_embeddings().weight.shape[0]
-        self.capabilities = Capabilities(self._context, max_batch_size, grammars=grammars_of(tokenizer))
+        self.capabilities = Capabilities(context, max_batch_size, grammars=grammars_of(tokenizer))
         self._grammars = GrammarCompiler(tokenizer, self._vocabulary, self._end_ids)
         self._tokenizer_lock = threading.Lock()
         self._scheduler = Scheduler(CausalModel(model), max_batch_size, self._tokenizer_lock, PREFILL_CHUNK)
@@ -106,7 +104,7 @@ class PtEngine:
             Sampler(rule, sampling.seed, prompt_ids, end_ids, grammar),
             deltas,
             self._tokenizer,
-            limit=self._limit(sampling, len(prompt_ids)),
+            limit=self._lengths.answer(sampling, len(prompt_ids)),
             end_ids=end_ids,
             hidden_ids=self._hidden_ids,
             stops=sampling.stop,
@@ -151,41 +149,7 @@ class PtEngine:
                 f"the prompt has the token id {wrong}, the model's vocabulary {self._vocabulary} tokens",
                 param="prompt_ids",
             )
-        return self._cut(ids)
-
-    def _cut(self, ids: list[int]) -> list[int]:
-        limit = self._prompt_limit
-        if limit is None or len(ids) <= limit:
-            return ids
-        if self._truncation == "left":
-            return ids[-limit:]
-        if self._truncation == "right":
-            return ids[:limit]
-        raise PromptTooLong(
-            f"the prompt has {len(ids)} tokens, --max_length allows {limit}",
-            tokens=len(ids),
-            limit=limit,
-            fix="--truncation_strategy left cuts it",
-        )
-
-    def _limit(self, sampling: Sampling, prompt_length: int) -> int:
-        """How many tokens the answer may have."""
-        asked = sampling.max_new_tokens
-        least = 1 if sampling.prompt_logprobs is None else 0
-        if asked is not None and asked < least:
-            raise RequestError(f"max_new_tokens must be at least {least}, not {asked}", param="max_new_tokens")
-        wanted = self._generation_config.max_new_tokens if asked is None else asked
-        if self._context is None:
-            return UNBOUNDED_NEW_TOKENS if wanted is None else wanted
-        room = self._context - prompt_length
-        if room < least:
-            raise PromptTooLong(
-                f"the prompt has {prompt_length} tokens and the context length is {self._context}",
-                tokens=prompt_length,
-                limit=self._context - least,
-                fix="a shorter conversation, or a larger --max_model_len if the model can",
-            )
-        return room if wanted is None else min(wanted, room)
+        return self._lengths.cut(ids)
 
     def in_model_thread(self, work: Callable[[Any], T]) -> Future[T]:
         """Call `work(model)` between two steps of the running requests, in the thread that owns the model, without

@@ -16,7 +16,7 @@ from swift.config.commands import ExportConfig, InferConfig
 from swift.config.record import inherit
 from swift.engines.protocol import Engine, Sampling
 from swift.errors import UsageError
-from swift.hub import LocalModel, ModelFiles, check_adapter_files, check_model_files, resolve_model
+from swift.hub import LocalModel, ModelFiles, check_adapter_files, check_model_files, resolve_model, resolve_options
 from swift.hub.files import read_json_object
 from swift.runs import ARGS, file_digest, read_args, verify_dir
 
@@ -60,13 +60,7 @@ def find_source(config: InferConfig) -> tuple[InferConfig, Source]:
         config = config.decide(f"the base named in {adapters[0]}", model=base)
     if config.model.model is None:
         raise UsageError("no model", fix="--model DIRECTORY_OR_NAME, or --adapters CHECKPOINT")
-    model = resolve_model(
-        config.model.model,
-        revision=config.model.model_revision,
-        use_hf=config.model.use_hf,
-        hub_token=config.model.hub_token,
-        model_dir=config.model.model_dir,
-    )
+    model = resolve_options(config.model)
     return config, Source(model, check_model_files(model.path), adapters, home)
 
 

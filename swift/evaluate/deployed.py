@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import socket
 import sys
 import time
 from collections.abc import Iterator
@@ -14,8 +13,8 @@ from typing import Any
 
 from swift.children import Child
 from swift.config.commands import EvalConfig
+from swift.engines.server import answers, free_port
 from swift.errors import ResourceError
-from swift.evaluate.endpoint import Client, EndpointError
 
 log = logging.getLogger("swift")
 
@@ -30,13 +29,13 @@ def deployed(config: EvalConfig, name: str, log_file: Path) -> Iterator[str]:
 
     ResourceError with the end of its output when it doesn't start.
     """
-    port = _free_port()
+    port = free_port()
     base = f"http://127.0.0.1:{port}/v1"
     words = [sys.executable, "-m", "swift", "deploy", *arguments(config), "--port", str(port)]
     words += ["--served_model_name", name, "--log_interval", "0"]
     log.info("serving the model at %s (its output: %s)", base, log_file)
     with Child(words, log_file) as child:
-        while not _ready(base):
+        while not answers(f"{base}/models"):
             if child.poll() is not None:
                 raise ResourceError(
                     f"swift deploy ended with exit code {child.poll()}:\n{child.output().strip()}", where=str(log_file)
@@ -60,17 +59,3 @@ def _words(value: Any) -> list[str]:
     if isinstance(value, bool):
         return [str(value).lower()]
     return [json.dumps(value) if isinstance(value, dict) else str(value)]
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-def _ready(base: str) -> bool:
-    try:
-        Client(base, None).call("models", attempts=1)
-    except EndpointError:
-        return False
-    return True

@@ -16,7 +16,7 @@ from swift.config.commands import ExportConfig
 from swift.config.decide import decide_chat
 from swift.config.record import explain, save_args
 from swift.errors import UsageError
-from swift.hub import check_model_files, resolve_model
+from swift.hub import check_model_files, resolve_options
 
 if TYPE_CHECKING:
     from swift.data import Prepared
@@ -30,13 +30,7 @@ def export_rows(config: ExportConfig) -> int:
     """Encode --dataset (and --val_dataset, or what --split_dataset_ratio holds out) into --output_dir."""
     config = _checked(config)
     options, data = config.model, config.data
-    model = resolve_model(
-        str(options.model),
-        revision=options.model_revision,
-        use_hf=options.use_hf,
-        hub_token=options.hub_token,
-        model_dir=options.model_dir,
-    )
+    model = resolve_options(options)
     config = decide_chat(config, check_model_files(model.path).context)
     out = Path(str(config.export.output_dir)).expanduser()
     _check_output(out, config.export.exist_ok)

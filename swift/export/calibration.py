@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 
+from swift.chat import ChatEncoder
+from swift.chat.template import choose_template
 from swift.config.commands import ExportConfig
 from swift.errors import DataError, TemplateError, UsageError
 from swift.export.texts import TEXTS
@@ -51,7 +53,9 @@ def gather(
         from swift.data.load import load_rows
 
         loaded = load_rows(data, use_hf=config.model.use_hf, hub_token=config.model.hub_token)
-        wanted = (config.export.quant_n_samples or 0) * tokens + 2 * HELD_OUT_TOKENS if needs_samples else HELD_OUT_TOKENS
+        wanted = (
+            (config.export.quant_n_samples or 0) * tokens + 2 * HELD_OUT_TOKENS if needs_samples else HELD_OUT_TOKENS
+        )
         train = list(_until(encode(loaded.train), wanted))
         val = list(_until(encode(loaded.val), HELD_OUT_TOKENS))
     samples = None
@@ -66,22 +70,27 @@ def gather(
     return Rows(samples, _cut(held_out), named)
 
 
+def chat_encoder(
+    config: ExportConfig, model: LocalModel, files: ModelFiles, tokenizer: Any
+) -> tuple[ChatEncoder, str | None]:
+    """The encoder of the options, without a limit of length, and the Jinja text of its template (None: the
+    tokenizer's own)."""
+    chat = config.chat
+    family = model.entry.template if model.entry else None
+    template = choose_template(chat.template, tokenizer.chat_template, family, files.path).text
+    return ChatEncoder(tokenizer, template=template, system=chat.system, enable_thinking=chat.enable_thinking), template
+
+
 def _encoder(config: ExportConfig, model: LocalModel, files: ModelFiles, tokenizer: Any):
     """A function from rows to their ids, those left out that can't be encoded."""
-    chat = config.chat
-    if not chat.use_chat_template:
+    if not config.chat.use_chat_template:
 
         def plain(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[int]]:
             for row in rows:
                 yield tokenizer("".join(str(message["content"]) for message in row["messages"]))["input_ids"]
 
         return plain
-    from swift.chat import ChatEncoder
-    from swift.chat.template import choose_template
-
-    family = model.entry.template if model.entry else None
-    template = choose_template(chat.template, tokenizer.chat_template, family, files.path).text
-    encoder = ChatEncoder(tokenizer, template=template, system=chat.system, enable_thinking=chat.enable_thinking)
+    encoder, _ = chat_encoder(config, model, files, tokenizer)
 
     def through_template(rows: Sequence[Mapping[str, Any]]) -> Iterator[list[int]]:
         for row in rows:
@@ -140,5 +149,3 @@ def _cut(rows: list[list[int]]) -> tuple[tuple[int, ...], ...]:
         if left < 2:
             break
     return tuple(found)
-
-

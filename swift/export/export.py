@@ -15,7 +15,7 @@ from typing import Any
 from swift.config.commands import ExportConfig
 from swift.config.record import explain, inherit, save_args
 from swift.errors import UsageError
-from swift.hub import AdapterFiles, LocalModel, ModelFiles, check_adapter_files, check_model_files, resolve_model
+from swift.hub import AdapterFiles, LocalModel, ModelFiles, check_adapter_files, check_model_files, resolve_options
 from swift.runs import file_digest
 from swift.say import speak
 
@@ -107,15 +107,7 @@ def find_base(config: ExportConfig, files: list[AdapterFiles]) -> tuple[ExportCo
                 "the adapter doesn't name its base model", where=str(files[0].path), fix="name it with --model"
             )
         config = config.decide(f"the base named in {files[0].path}", model=named)
-    options = config.model
-    model = resolve_model(
-        options.model,
-        revision=options.model_revision,
-        use_hf=options.use_hf,
-        hub_token=options.hub_token,
-        model_dir=options.model_dir,
-    )
-    return config, model
+    return config, resolve_options(config.model)
 
 
 def _decide_dtype(config: ExportConfig, files: ModelFiles) -> ExportConfig:
@@ -203,12 +195,9 @@ def find_prompts(
     if not chat.use_chat_template:
         encoder: Any = PlainEncoder(tokenizer, chat.system, chat.response_prefix)
         return [encoder.prompt([{"role": "user", "content": text}])[:MOST_TOKENS] for text in PROMPTS], None
-    from swift.chat import ChatEncoder
-    from swift.chat.template import choose_template
+    from swift.export.calibration import chat_encoder
 
-    family = model.entry.template if model.entry else None
-    template = choose_template(chat.template, tokenizer.chat_template, family, files.path).text
-    encoder = ChatEncoder(tokenizer, template=template, system=chat.system, enable_thinking=chat.enable_thinking)
+    encoder, template = chat_encoder(config, model, files, tokenizer)
     rows = _rows(config, adapters)
     if rows:
         ids = [encoder.encode(row).input_ids for row in rows[:MOST_PROMPTS]]

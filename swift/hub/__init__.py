@@ -2,7 +2,7 @@
 
 from swift.hub.datasets import LocalData, resolve_dataset
 from swift.hub.files import AdapterFiles, ModelFiles, check_adapter_files, check_model_files
-from swift.hub.models import LocalModel, resolve_model
+from swift.hub.models import LocalModel, resolve_model, resolve_options
 from swift.hub.resources import available_memory, check_disk, check_memory, human_bytes
 
 __all__ = [
@@ -18,4 +18,5 @@ __all__ = [
     "human_bytes",
     "resolve_dataset",
     "resolve_model",
+    "resolve_options",
 ]

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swift.catalog import ModelEntry, find_model, suggest_models
+from swift.config.model import ModelOptions
 from swift.errors import ModelFileError
 from swift.hub import local
 from swift.hub.download import download
@@ -38,6 +39,18 @@ class LocalModel:
     def directory(self) -> Path:
         """The directory to load from; for a GGUF model the one its file lies in."""
         return self.path.parent if self.is_gguf else self.path
+
+
+def resolve_options(options: ModelOptions, want_weights: bool = True) -> LocalModel:
+    """The files of `--model`, where the other options of the section say to look for them; see `resolve_model`."""
+    return resolve_model(
+        str(options.model),
+        revision=options.model_revision,
+        use_hf=options.use_hf,
+        hub_token=options.hub_token,
+        model_dir=options.model_dir,
+        want_weights=want_weights,
+    )
 
 
 def resolve_model(

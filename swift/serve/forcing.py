@@ -71,38 +71,21 @@ class Forcing:
         return f"{self.closer}\n\n" if self.closer and opening else ""
 
     def _lark(self, wanted: Wanted, tools: Tools, lead: str, param: str) -> str:
-        from swift.engines.grammar import literal
+        from swift.engines.grammar import call_rules, literal
 
         rules, ways = [], []
         if wanted.schema is not None:
             rules.append(f"answer: %json {json.dumps(wanted.schema, ensure_ascii=False)}")
             ways.append("answer")
         if tools and self.frame is not None:
-            rules += self._calls(tools)
+            frame = self.frame
+            rules += call_rules(self.tokenizer, tools, frame.begin, frame.end, frame.arguments)
             ways.append('call ("\\n"? call)*' if wanted.many else "call")
         if wanted.call and self.frame is None:
             message = "this model's calls are not JSON objects: a call can't be forced"
             raise invalid(message, param, "unsupported_parameter")
         opened = f"{literal(self.tokenizer, lead)} " if lead else ""
         return "\n".join([f"start: {opened}({' | '.join(ways)})", *rules])
-
-    def _calls(self, tools: Tools) -> list[str]:
-        from swift.engines.grammar import literal
-
-        assert self.frame is not None
-        frame, rules = self.frame, []
-        for number, tool in enumerate(tools):
-            function = tool["function"]
-            schema = {
-                "type": "object",
-                "properties": {"name": {"const": function["name"]}, frame.arguments: function["parameters"]},
-                "required": ["name", frame.arguments],
-                "additionalProperties": False,
-            }
-            rules.append(f"call_{number}: %json {json.dumps(schema, ensure_ascii=False)}")
-        which = " | ".join(f"call_{number}" for number in range(len(tools)))
-        ends = [literal(self.tokenizer, text) if text else "" for text in (frame.begin, frame.end)]
-        return [f"call: {ends[0]} ({which}) {ends[1]}", *rules]
 
 
 def wanted_format(value: Mapping[str, Any] | None, param: str = "response_format") -> Mapping[str, Any] | None:

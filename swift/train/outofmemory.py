@@ -38,18 +38,18 @@ class StepStart(TrainerCallback):
 
     def __init__(self, trainer: SftTrainer) -> None:
         self.trainer = trainer
-        self._kept: tuple[RandomState, dict[str, float]] | None = None
+        self._kept: tuple[RandomState, torch.Tensor] | None = None
         trainer.add_callback(self)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._kept = (RandomState.now(), self.trainer.tally.values())
+        self._kept = (RandomState.now(), self.trainer.tally.sums.clone())
 
     def go_back(self) -> None:
         """Random states and sums as the step that failed found them."""
         if self._kept is not None:
             state, sums = self._kept
             state.restore()
-            self.trainer.tally.restore(sums)
+            self.trainer.tally.sums.copy_(sums)
 
 
 def keep_last_step(trainer: SftTrainer, start: StepStart) -> Path | None:

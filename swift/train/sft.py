@@ -16,7 +16,7 @@ from swift.config.commands import SftConfig
 from swift.config.decide import decide_sft
 from swift.config.record import explain, inherit
 from swift.errors import ResourceError, UsageError
-from swift.hub import LocalModel, ModelFiles, check_adapter_files, check_model_files, resolve_model
+from swift.hub import LocalModel, ModelFiles, check_adapter_files, check_model_files, resolve_options
 from swift.hub.names import expand
 from swift.hub.resources import existing_parent
 from swift.runs import disk_error
@@ -71,13 +71,7 @@ def prepare(config: SftConfig) -> Setup:
         config = take_over_cached(config)
     if not config.data.dataset and not config.supply.cached_dataset:
         raise UsageError("no data", fix="--dataset FILE_OR_NAME ..., see swift list-datasets")
-    model = resolve_model(
-        config.model.model,
-        revision=config.model.model_revision,
-        use_hf=config.model.use_hf,
-        hub_token=config.model.hub_token,
-        model_dir=config.model.model_dir,
-    )
+    model = resolve_options(config.model)
     files = check_model_files(model.path)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     config = decide_sft(config, _label(config.model.model), files.context, world_size)

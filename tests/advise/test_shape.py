@@ -10,18 +10,9 @@ from swift.advise import shape as shapes
 from swift.advise.shape import shape_of
 from swift.errors import ModelFileError
 from tests import tiny
+from tests.advise.families import LATENT, MOE
 
-MOE = dict(moe_intermediate_size=24, num_experts=4, num_experts_per_tok=2)
 SPARSE = dict(num_experts=4, num_local_experts=4, num_experts_per_tok=2)
-LATENT = dict(
-    kv_lora_rank=12,
-    q_lora_rank=20,
-    qk_nope_head_dim=16,
-    qk_rope_head_dim=8,
-    v_head_dim=14,
-    num_key_value_heads=4,
-    head_dim=8,
-)
 MLA = LATENT | dict(
     n_routed_experts=6,
     n_group=1,

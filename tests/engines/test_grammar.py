@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from swift.engines.grammar import call_grammar
+from swift.engines.grammar import call_rules
 from swift.engines.protocol import GenerationRequest, Grammar, RequestError, Sampling, generate, generate_all
 from swift.engines.pt import PtEngine
 from tests import tiny
@@ -71,7 +71,8 @@ def test_forced_tool_calls_are_read_by_the_template_s_own_format(engine):
         "additionalProperties": False,
     }
     tools = [{"type": "function", "function": {"name": name, "parameters": parameters}} for name in ("f", "g")]
-    grammar = call_grammar(tiny.tokenizer(), tools, "<tool_call>\n", "\n</tool_call>")
+    rules = call_rules(tiny.tokenizer(), tools, "<tool_call>\n", "\n</tool_call>")
+    grammar = Grammar("lark", "\n".join(["start: call", *rules]))
     texts = [generate(engine, asking(grammar.kind, grammar.source, seed)).text for seed in range(3)]
     for text in texts:
         call = json.loads(re.fullmatch(r"<tool_call>\n(.*)\n</tool_call>", text, re.DOTALL)[1])
