@@ -182,7 +182,8 @@ def build(plan: Recipe, python: str, path: Path) -> None:
             installer = [uv, "pip", "install", "--python", inside, *as_uv_options(pip_settings())]
         shown = next(w for w in wanted if not w.startswith("-")) + (f" and {n} more" if (n := len(wanted) - 1) else "")
         step([*installer, *wanted], logfile, f"installing {number}/{len(plan.install)}: {shown}")
-    step([inside, "-c", f"import {plan.module}"], logfile, f"trying import {plan.module}")
+    # -I: what lies in the current directory or on PYTHONPATH is not in the environment.
+    step([inside, "-I", "-c", f"import {plan.module}"], logfile, f"trying import {plan.module}")
     record = {
         "name": plan.name,
         "device": plan.device,
@@ -234,7 +235,7 @@ def versions(python: str) -> dict[str, str]:
         "import importlib.metadata as m, json;"
         "print(json.dumps({d.metadata['Name']: d.version for d in m.distributions()}, sort_keys=True))"
     )
-    done = subprocess.run([python, "-c", script], capture_output=True, text=True, check=True)
+    done = subprocess.run([python, "-I", "-c", script], capture_output=True, text=True, check=True)
     return json.loads(done.stdout)
 
 

@@ -7,6 +7,7 @@ import ctypes
 import os
 import platform
 import resource
+import signal
 import struct
 import sys
 
@@ -82,6 +83,8 @@ def main():
     if how == "namespaces":  # the first child is the first process of the new namespace: when it ends, all end
         child = os.fork()
         if child:
+            # Only this process sees when all of the namespace is gone: its first process ends after the others.
+            signal.signal(signal.SIGTERM, lambda *_: os.kill(child, signal.SIGKILL))
             status = os.waitpid(child, 0)[1]
             os._exit(128 + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
     write_only_below(os.getcwd())

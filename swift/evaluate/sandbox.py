@@ -25,6 +25,7 @@ WALL_SECONDS = 20.0
 MEMORY_BYTES = 2 << 30
 FILE_BYTES = 16 << 20
 NO_ISOLATION = 77
+LAST_WORD_SECONDS = 2.0
 CELL = Path(__file__).with_name("cell.py")
 
 
@@ -72,7 +73,11 @@ def run_python(program: str, wall_seconds: float = WALL_SECONDS) -> Outcome:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """Kill the whole group; the processes of its namespace die with their first."""
+    """End all its processes. The first one kills its namespace and ends when that is empty; where there is none, or it
+    doesn't, the whole group is killed."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(LAST_WORD_SECONDS)
     with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
     process.wait()
