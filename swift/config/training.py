@@ -53,7 +53,7 @@ class TrainingOptions:
     dataloader_drop_last: bool = option(False)
     torch_empty_cache_steps: int | None = option(low=1)
     ddp_timeout: int = option(1800, low=1)
-    ddp_backend: str | None = option()
+    ddp_backend: str | None = option(choices=("nccl", "gloo", "mpi", "xccl", "hccl", "cncl", "mccl"))
     ddp_find_unused_parameters: bool | None = option()
     ddp_broadcast_buffers: bool | None = option()
 

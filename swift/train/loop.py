@@ -15,6 +15,7 @@ from swift.errors import UsageError
 from swift.train import benchmarks, outofmemory
 from swift.train.arguments import training_arguments
 from swift.train.build import build_trainer
+from swift.train.distributed import left_out
 from swift.train.examples import Examples
 from swift.train.interrupt import Interrupt
 from swift.train.outofmemory import StepStart
@@ -80,7 +81,7 @@ def _train(trainer: SftTrainer, setup: Setup, checkpoint: Path | None) -> tuple[
         return None, None
     except Exception as error:
         if not outofmemory.is_out_of_memory(error):
-            gone = watchdog.peer_gone(error)
+            gone = left_out(error) or watchdog.peer_gone(error)
             if gone is None:
                 raise
             raise gone from error

@@ -130,6 +130,7 @@ def _train(setup: Setup, loading: LoadPlan, tokenizer: Any, examples: Examples) 
     from swift.models.tuners import apply_tuner, trainable_summary
     from swift.train import benchmarks
     from swift.train.arguments import check_optimizer, steps_in_run, training_arguments
+    from swift.train.distributed import may_leave_out
     from swift.train.loop import train_in_memory
 
     config = setup.config
@@ -148,6 +149,11 @@ def _train(setup: Setup, loading: LoadPlan, tokenizer: Any, examples: Examples) 
         set_seed(config.training.seed)  # the adapter's first values depend on the seed alone
         model = apply_tuner(model, config.tuner, new_token_ids=_new_token_ids(loading, setup, tokenizer))
     log.info(trainable_summary(model))
+    if setup.world_size > 1 and args.ddp_find_unused_parameters is None:
+        why = may_leave_out(model)
+        args.ddp_find_unused_parameters = why is not None
+        if why is not None:
+            log.info("DDP looks for parameters without gradient in every step: %s", why)
     run_dir = _run_dir(setup, args, model, examples)
     args.output_dir = str(run_dir)
     save_tokenizer = config.tuner.tuner_type == "full" or bool(loading.new_special_tokens)

@@ -14,6 +14,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from swift.errors import TrainingError
 from swift.train import checkpoints, metrics, random_state
 from swift.train.callbacks import Reporter, Schedule
 from swift.train.losses import IGNORED, LossParts, causal_loss, label_positions
+from swift.train.shares import Filled, WithoutFillers, counted_tokens
 
 # Sums of a window that are the same in every process, or a mean over them.
 MEANS = ("loss", "steps")
@@ -36,17 +38,29 @@ class EpochOrder(Sampler[int]):
     """The rows' order in each epoch, from the seed and the epoch's number alone.
 
     Random order is the same as that of a plain Trainer with this seed. Grouping puts rows of like length (`lengths`,
-    tokens) into one batch.
+    tokens) into one batch. Behind the rows come the numbers up to `places`: fillers.
     """
 
-    def __init__(self, count: int, seed: int, shuffle: bool, lengths: Sequence[int] | None = None, group: int = 1):
+    def __init__(
+        self,
+        count: int,
+        seed: int,
+        shuffle: bool,
+        lengths: Sequence[int] | None = None,
+        group: int = 1,
+        places: int | None = None,
+    ):
         self.count, self.seed, self.shuffle, self.lengths, self.group = count, seed, shuffle, lengths, group
+        self.places = count if places is None else places
         self.epoch = 0
 
     def __len__(self) -> int:
-        return self.count
+        return self.places
 
     def __iter__(self) -> Iterator[int]:
+        return chain(self._rows(), range(self.count, self.places))
+
+    def _rows(self) -> Iterator[int]:
         if not self.shuffle:
             return iter(range(self.count))
         generator = torch.Generator().manual_seed(self.seed + self.epoch)
@@ -96,8 +110,14 @@ class SftTrainer(Trainer):
         self.save_total_limit, self.save_only_model = save_total_limit, save_only_model
         self.resume_only_model, self.symlinks = resume_only_model, symlinks
         seed = args.data_seed if args.data_seed is not None else args.seed
-        group = args.train_batch_size * args.gradient_accumulation_steps * args.world_size
-        self.order = EpochOrder(len(train_dataset), seed, shuffle, lengths, group)
+        pass_rows = args.train_batch_size * args.world_size
+        group = pass_rows * args.gradient_accumulation_steps
+        count = len(train_dataset)
+        if args.world_size > 1:
+            data_collator = WithoutFillers(data_collator)
+            if not args.dataloader_drop_last:
+                train_dataset = Filled(train_dataset, pass_rows)
+        self.order = EpochOrder(count, seed, shuffle, lengths, group, len(train_dataset))
         self.narrow_logits = _takes_logits_to_keep(model) and not args.torch_compile
         self.own_loss = not args.use_liger_kernel
         self.data_fingerprint = data_fingerprint
@@ -172,7 +192,7 @@ class SftTrainer(Trainer):
             # DDP takes the mean of the processes' gradients; each holds its part of one sum.
             loss = loss * self.accelerator.num_processes
         self._step_losses.append((loss.detach(), rows))
-        self.tally.add_batch(loss, parts, inputs["attention_mask"].sum())
+        self.tally.add_batch(loss, parts, counted_tokens(inputs["attention_mask"], rows))
         return loss
 
     def _forward(self, model, inputs, tokens: torch.Tensor, smoothing: float) -> tuple[torch.Tensor, LossParts | None]:

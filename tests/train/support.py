@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -76,7 +77,7 @@ def trainer(run_dir: Path, model, rows, val_rows=None, cfg: SftConfig | None = N
 
     run_dir.mkdir(parents=True, exist_ok=True)
     cfg = cfg or config()
-    args = training_arguments(cfg, steps_in_run(cfg, len(rows), 1))
+    args = training_arguments(cfg, steps_in_run(cfg, len(rows), int(os.environ.get("WORLD_SIZE", "1"))))
     args.output_dir = str(run_dir)
     return build_trainer(
         cfg,

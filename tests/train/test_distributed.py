@@ -1,4 +1,4 @@
-"""Two processes (gloo): the losses of one process with twice the batch, one log, and a stop that reaches both."""
+"""Several processes (gloo): the losses of one process with the same rows a step, one log, a stop that reaches all."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tests.train import support
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def torchrun(directory: Path, stop: int) -> None:
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+def torchrun(directory: Path, stop: int, processes: int = 2) -> None:
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += ["-m", "tests.train.two_processes", str(directory), str(stop)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
@@ -30,8 +30,10 @@ def torchrun(directory: Path, stop: int) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_compute_what_one_does_with_twice_the_batch(tmp_path):
-    torchrun(tmp_path / "two", -1)
+@pytest.mark.parametrize("processes", [2, 4])
+def test_several_processes_compute_what_one_does_with_the_same_rows_a_step(tmp_path, processes):
+    """21 rows: the last batches are uneven, one process has none of them."""
+    torchrun(tmp_path / "several", -1, processes)
     cfg = support.config(
         per_device_train_batch_size=4,
         gradient_accumulation_steps=2,
@@ -44,16 +46,20 @@ def test_two_processes_compute_what_one_does_with_twice_the_batch(tmp_path):
     one = support.trainer(
         tmp_path / "one",
         support.lora(tiny.model("llama")),
-        support.encoded_rows(24),
+        support.encoded_rows(21),
         support.encoded_rows(5, seed=3),
         cfg,
     )
     one.train()
     for key in ("loss", "eval_loss", "token_acc", "eval_token_acc", "grad_norm"):
-        logs = [[(r["step"], r[key]) for r in support.records(tmp_path / name) if key in r] for name in ("one", "two")]
-        assert len(logs[0]) == len(logs[1])
+        logs = [
+            [(r["step"], r[key]) for r in support.records(tmp_path / name) if key in r] for name in ("one", "several")
+        ]
+        assert len(logs[0]) == len(logs[1]) > 1
         for (step, mine), (other_step, theirs) in zip(*logs, strict=True):
             assert step == other_step and theirs == pytest.approx(mine, abs=1e-4), key
+    seen = [json.loads((tmp_path / name / "checkpoint-6/progress.json").read_text()) for name in ("one", "several")]
+    assert seen[0]["tokens_seen"] == seen[1]["tokens_seen"]
 
 
 @pytest.mark.slow

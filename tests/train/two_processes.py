@@ -1,7 +1,8 @@
-"""One of two training processes (gloo, CPU), started by torchrun in test_distributed.py: DIRECTORY STOP_AFTER_STEP."""
+"""One of several training processes (gloo, CPU) of test_distributed.py: DIRECTORY STOP_AFTER_STEP."""
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def main(directory: Path, stop: int) -> None:
     from swift.train.interrupt import Interrupt
 
     cfg = support.config(
-        per_device_train_batch_size=2,
+        per_device_train_batch_size=4 // int(os.environ["WORLD_SIZE"]),
         gradient_accumulation_steps=2,
         num_train_epochs=2.0,
         logging_steps=1,
@@ -44,7 +45,7 @@ def main(directory: Path, stop: int) -> None:
     trainer = support.trainer(
         directory,
         model,
-        support.encoded_rows(24),
+        support.encoded_rows(21),
         support.encoded_rows(5, seed=3),
         cfg,
         [Stop(interrupt, stop)],

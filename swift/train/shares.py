@@ -1,0 +1,67 @@
+"""Equal shares of an epoch for several processes: rows that fill up the last batches and count for nothing.
+
+Promises: every row is computed once, by one process, and a step over several processes has the loss of one process
+with the same rows. (accelerate would repeat rows instead, which then weigh twice.) A filler is a real row none of whose
+tokens is a label, so a model sees only shapes that data has. Knows nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from swift.train.losses import IGNORED
+
+
+class Filler(NamedTuple):
+    """A row without labels, in place of one that isn't there."""
+
+    row: Any
+
+
+class Filled(Sequence[Any]):
+    """`rows` (examples, or bins of examples), then fillers up to a whole multiple of `multiple`."""
+
+    def __init__(self, rows: Sequence[Any], multiple: int):
+        self.rows = rows
+        self.places = -(-len(rows) // multiple) * multiple
+
+    def __len__(self) -> int:
+        return self.places
+
+    def __getitem__(self, place: int) -> Any:
+        if place < len(self.rows):
+            return self.rows[place]
+        if place >= self.places:
+            raise IndexError(place)
+        row = self.rows[_short(self.rows)]
+        example = row if isinstance(row, Mapping) else row[0]
+        unlearned = {**example, "labels": [IGNORED] * len(example["labels"])}
+        return Filler(unlearned if isinstance(row, Mapping) else [unlearned])
+
+
+def _short(rows: Sequence[Any]) -> int:
+    """A short row, where lengths are known: a filler costs as much as it is long."""
+    lengths = getattr(rows, "lengths", None)
+    return 0 if lengths is None else int(np.argmin(lengths))
+
+
+class WithoutFillers:
+    """`collate` for batches with fillers: they are left out; of a batch of nothing else one stays, without row ids."""
+
+    def __init__(self, collate: Callable[[list[Any]], dict[str, Any]]):
+        self.collate = collate
+
+    def __call__(self, batch: list[Any]) -> dict[str, Any]:
+        real = [row for row in batch if not isinstance(row, Filler)]
+        if real:
+            return self.collate(real)
+        return {**self.collate([batch[0].row]), "row_ids": []}
+
+
+def counted_tokens(mask: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
+    """Input tokens of a batch whose rows are `rows`: a batch of fillers has none."""
+    return mask.sum() if rows else torch.zeros((), dtype=torch.int64, device=mask.device)
