@@ -19,6 +19,7 @@ from swift.config.options import Spec, option, section_specs
 from swift.config.serving import ServingOptions
 from swift.config.training import EvaluationOptions, LoggingOptions, SavingOptions, TrainingOptions
 from swift.config.tuner import TunerOptions
+from swift.config.web import WebOptions
 
 
 class Origin(NamedTuple):
@@ -189,3 +190,16 @@ class PlanConfig(SftConfig):
 class EnvConfig(Config):
     env: EnvOptions = EnvOptions()
     common: CommonOptions = CommonOptions()
+
+
+@dataclass(frozen=True)
+class WebConfig(Config):
+    web: WebOptions = WebOptions()
+    common: CommonOptions = CommonOptions()
+
+
+@dataclass(frozen=True)
+class AppConfig(DeployConfig):
+    """The model and its server as `swift deploy` takes them, and the page."""
+
+    web: WebOptions = WebOptions()

@@ -52,7 +52,7 @@ COMMANDS: dict[str, Command] = {
     "env": Command("swift.config.commands:EnvConfig", "swift.advise.env:main", positional="action"),
     "deploy": Command("swift.config.commands:DeployConfig", "swift.serve.deploy:main"),
     "eval": Command("swift.config.commands:EvalConfig", "swift.evaluate.main:main"),
-    "web-ui": Command(),
+    "web-ui": Command("swift.config.commands:WebConfig", "swift.web.main:web_ui"),
     "app": Command(),
     "rlhf": Command(),
     "sample": Command(),

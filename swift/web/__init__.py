@@ -1,1 +1,1 @@
-"""The web UI. Room kept by the design; `swift web-ui` says that it is not built yet."""
+"""The web UI: forms made from config sections, jobs that are `swift ...` processes, pages of their files."""
