@@ -166,6 +166,16 @@ class ChatEncoder:
             )
         return self._known[source]
 
+    def read_only(self, row: Mapping[str, Any]) -> list[int]:
+        """The ids of a row of which nothing is learned: those of `apply_chat_template` for its messages, or of its
+        text with the tokenizer's own special tokens and eos behind it."""
+        if "messages" not in row:
+            planned = self._plan_text(row)
+            return label(planned, self._tokens.tokenize([planned.text], [True])[0], self._tokens)[0].input_ids
+        if media_of(row):
+            raise DataError("only text can be classified, embedded or ranked; the row has media")
+        return self._tokens.ids(self._conversation(row)[0].text)
+
     # --- generation ----------------------------------------------------------------------------------------------
 
     def prompt_text(self, messages: Sequence[Mapping[str, Any]], tools: Any = None) -> str:

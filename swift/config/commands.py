@@ -14,6 +14,7 @@ from swift.config.data import DataOptions, EncodingOptions, PreviewOptions, Supp
 from swift.config.evaluate import BenchmarkOptions, EvaluateOptions
 from swift.config.export import ExportOptions
 from swift.config.generation import GenerationOptions, InferOptions
+from swift.config.heads import HeadOptions
 from swift.config.model import ModelOptions, QuantizationOptions
 from swift.config.options import Spec, option, section_specs
 from swift.config.serving import ServingOptions
@@ -86,6 +87,7 @@ class SftConfig(Config):
     data: DataOptions = DataOptions()
     encoding: EncodingOptions = EncodingOptions()
     supply: SupplyOptions = SupplyOptions()
+    head: HeadOptions = HeadOptions()
     tuner: TunerOptions = TunerOptions()
     training: TrainingOptions = TrainingOptions()
     evaluation: EvaluationOptions = EvaluationOptions()
@@ -100,6 +102,7 @@ class InferConfig(Config):
     model: ModelOptions = ModelOptions()
     quantization: QuantizationOptions = QuantizationOptions()
     chat: ChatOptions = ChatOptions()
+    head: HeadOptions = HeadOptions()
     generation: GenerationOptions = GenerationOptions()
     infer: InferOptions = InferOptions()
     backends: BackendOptions = BackendOptions()
@@ -134,6 +137,7 @@ class ExportConfig(Config):
     chat: ChatOptions = ChatOptions()
     data: DataOptions = DataOptions()
     encoding: EncodingOptions = EncodingOptions()
+    head: HeadOptions = HeadOptions()
     export: ExportOptions = ExportOptions()
     common: CommonOptions = CommonOptions()
 

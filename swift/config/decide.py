@@ -10,12 +10,14 @@ from collections.abc import Callable
 from typing import TypeVar
 
 from swift.config.commands import ExportConfig, SftConfig
+from swift.config.decide_head import decide_head
 from swift.errors import UsageError
 
 E = TypeVar("E", SftConfig, ExportConfig)
 GLOBAL_BATCH = 16
 DEFAULT_MAX_LENGTH = 2048
 METRICS = ("loss", "token_acc")
+HEAD_METRICS = ("loss", "accuracy")
 # Typing one of these asks for an evaluation.
 EVALUATION_WISHES = (
     "eval_strategy",
@@ -31,6 +33,7 @@ def decide_sft(config: SftConfig, model_name: str, context: int | None, world_si
     """Everything that needs neither data nor weights. `context`: the longest input of the model in tokens, if known."""
     steps: tuple[Callable[[SftConfig], SftConfig], ...] = (
         _check_combinations,
+        decide_head,
         lambda c: _output_dir(c, model_name),
         _learning_rate,
         lambda c: _accumulation(c, world_size),
@@ -109,7 +112,7 @@ def _max_length(config: E, context: int | None) -> E:
 
 def _plain_text(config: E) -> E:
     """Without a chat template there are no turns: everything is learned, and a long text is cut in pieces."""
-    if config.chat.use_chat_template:
+    if config.chat.use_chat_template or config.head.task_type != "causal_lm":
         return config
     for name in ("template", "enable_thinking", "response_prefix"):
         if config.given(name):
@@ -190,10 +193,9 @@ def _metric(config: SftConfig) -> SftConfig:
     metric = config.evaluation.metric_for_best_model
     if metric is None:
         config = config.decide("the validation loss", metric_for_best_model="loss")
-    elif metric.removeprefix("eval_") not in METRICS:
-        raise UsageError(
-            f"no such metric: {metric}", where="--metric_for_best_model", fix=f"one of {', '.join(METRICS)}"
-        )
+    known = METRICS if config.head.task_type == "causal_lm" else HEAD_METRICS
+    if metric is not None and metric.removeprefix("eval_") not in known:
+        raise UsageError(f"no such metric: {metric}", where="--metric_for_best_model", fix=f"one of {', '.join(known)}")
     metric = config.evaluation.metric_for_best_model
     if config.evaluation.greater_is_better is None:
         config = config.decide(f"{metric} is the measure", greater_is_better=not metric.endswith("loss"))

@@ -11,8 +11,7 @@ TOPICS: dict[str, str] = {
     "preserve_thinking add_non_thinking_prefix disable_ignore_empty_think padding_free model_kwargs",
     "data": "streaming shuffle_buffer_size download_mode disable_auto_column_mapping packing packing_length "
     "packing_num_proc packing_strategy decision_type",
-    "heads": "task_type num_labels problem_type reranker_use_activation loss_type mrl_dims metric eval_metric "
-    "predict_with_generate center_rewards_coefficient",
+    "heads": "reranker_use_activation mrl_dims metric eval_metric predict_with_generate center_rewards_coefficient",
     "loading": "local_repo_path init_strategy hqq_axis external_plugins custom_register_path use_ray ray_exp_name "
     "device_groups enable_npu_model_patch",
     "tuners": "tuner_backend use_swift_lora freeze_llm freeze_vit freeze_aligner aligner_lr vit_lr "

@@ -35,6 +35,11 @@ INHERITED = (
     "enable_thinking",
     "response_prefix",
     "use_chat_template",
+    "task_type",
+    "num_labels",
+    "problem_type",
+    "label_names",
+    "loss_type",
 )
 INHERITED_DATA = (
     "dataset",

@@ -131,11 +131,11 @@ def _encode_batch(rows: list[Row], encoder: Encoder, builder: Builder, count: Sp
             count.used += 1
             count.extra += used - 1
         else:
-            reason, detail = _why_dropped(outcome)
+            reason, detail = why_dropped(outcome)
             count.drops.add(reason, detail, row.source)
 
 
-def _why_dropped(outcome: list[Encoded] | SwiftError) -> tuple[str, str]:
+def why_dropped(outcome: list[Encoded] | SwiftError) -> tuple[str, str]:
     if isinstance(outcome, RowDropped):
         return _DROP_NAMES[outcome.reason], outcome.what
     if isinstance(outcome, SwiftError):

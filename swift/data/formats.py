@@ -5,6 +5,7 @@ The canonical row:
     tools               list of {"type": "function", "function": {...}}; absent when there are none
     images, videos, audios   list of str: one per tag in the text, in order
     rejected_messages   the whole conversation with the answer not preferred; `messages` holds the preferred one
+    positive_messages, negative_messages   lists of conversations that belong with `messages` or don't (see `pairs`)
     label               bool (wanted or unwanted answer), number, text or list (classification)
     objects, channel, chat_template_kwargs, margin   as given
     and, with keep_columns, every other column as given (what reward functions read)
@@ -25,6 +26,7 @@ from typing import Any
 
 from swift.data.media import KINDS, MediaSlots
 from swift.data.messages import canonical_messages, kind_of, parse_json_text, text_of
+from swift.data.pairs import PAIR_COLUMNS, as_query, candidates
 from swift.data.rows import RowError
 
 CONVERSATION = ("messages", "conversations", "conversation")
@@ -42,10 +44,10 @@ IGNORED = "_-"  # `--columns '{"history": "_"}'`: don't look at this column
 CANONICAL = ("messages", "tools", "images", "videos", "audios", "rejected_messages", "label", *KEPT)
 COLUMNS = frozenset(
     [*CANONICAL, *CONVERSATION, *QUERY, *RESPONSE, *SYSTEM, *TEXT, *REJECTED, *LABEL, *TOOLS, *_MEDIA_COLUMNS]
-    + ["chosen", "history", "context", "tag"]
+    + ["chosen", "history", "context", "tag", *PAIR_COLUMNS]
 )
 KNOWN = "messages | conversations | instruction, input, output | query, response, history | prompt, completion | "
-KNOWN += "chosen, rejected | text"
+KNOWN += "chosen, rejected | query, positive, negative | text"
 _TURN = re.compile(r"\n\n(Human|Assistant):")
 
 
@@ -85,7 +87,7 @@ def canonical_row(
     if not isinstance(value, Mapping):
         raise RowError("the row is no object", f"it is {kind_of(value)}")
     columns, notes = columns or ColumnMap(), Counter() if notes is None else notes
-    given = _renamed(value, columns)
+    given = as_query(_renamed(value, columns))
     if (text := _text_only(given)) is not None:
         return Canonical({"text": text, **_extra_columns(value, {"text"}, keep_columns, notes)}, "text")
     media = MediaSlots()
@@ -102,12 +104,14 @@ def canonical_row(
             rejected.insert(0, messages[0])
         row["rejected_messages"] = rejected
         notes["preference rows with two equal answers"] += rejected == messages
+    others = candidates(given, notes)
+    row.update(others)
     label = next((given[k] for k in LABEL if k in given), None)
     if label is not None:
         row["label"] = _label(label)
     row.update({k: given[k] for k in KEPT if k in given})
     row.update(_extra_columns(value, row, keep_columns, notes))
-    if need_response and label is None and not any(m["role"] == "assistant" for m in messages):
+    if need_response and label is None and not others and not any(m["role"] == "assistant" for m in messages):
         if name == "prompt":
             raise RowError("no answer column", f"has: {', '.join(given)}; known: {', '.join(RESPONSE)}")
         raise RowError("no assistant message", "nothing to learn from")
@@ -371,7 +375,9 @@ def _label(value: Any) -> Any:
         text = value.strip()
         if text.lower() in ("true", "false"):
             return text.lower() == "true"
-        return int(text) if re.fullmatch(r"-?[0-9]{1,9}", text) else value
+        if re.fullmatch(r"-?[0-9]{1,9}", text):
+            return int(text)
+        return float(text) if re.fullmatch(r"-?[0-9]{1,9}\.[0-9]{1,17}", text) else value
     if isinstance(value, (bool, int, float, list)):
         return value
     raise RowError("unusable label", kind_of(value))

@@ -27,6 +27,13 @@ class PlainEncoder:
         encoded = iter(self.encoder.encode_batch([{"text": text} for text in texts if isinstance(text, str)]))
         return [next(encoded) if isinstance(text, str) else text for text in texts]
 
+    def read_only(self, row: Mapping[str, Any]) -> list[int]:
+        """The ids of a row of which nothing is learned; DataError for what isn't plain text."""
+        text = _joined(row, self.system)
+        if isinstance(text, DataError):
+            raise text
+        return self.encoder.read_only({"text": text})
+
 
 def _joined(row: Mapping[str, Any], system: str) -> str | DataError:
     """The text of a row; the system prompt goes before messages that have none of their own."""

@@ -37,6 +37,10 @@ def main(config: InferConfig) -> int:
     if config.infer.infer_backend in ("fake", "http"):
         return run(decide_mode(config), None)
     config, source = setup.find_source(config)
+    if config.head.task_type != "causal_lm":
+        from swift.engines.heads import main as judge
+
+        return judge(config, source)
     config = decide_mode(setup.decide_generation(config, source.files))
     return run(config, source)
 

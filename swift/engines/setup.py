@@ -13,11 +13,13 @@ from pathlib import Path
 from typing import Any
 
 from swift.config.commands import ExportConfig, InferConfig
+from swift.config.heads import HEADED
 from swift.config.record import inherit
 from swift.engines.protocol import Engine, Sampling
 from swift.errors import UsageError
 from swift.hub import LocalModel, ModelFiles, check_adapter_files, check_model_files, resolve_model, resolve_options
 from swift.hub.files import read_json_object
+from swift.models.heads import is_classifier
 from swift.runs import ARGS, file_digest, read_args, verify_dir
 
 log = logging.getLogger("swift")
@@ -61,7 +63,20 @@ def find_source(config: InferConfig) -> tuple[InferConfig, Source]:
     if config.model.model is None:
         raise UsageError("no model", fix="--model DIRECTORY_OR_NAME, or --adapters CHECKPOINT")
     model = resolve_options(config.model)
-    return config, Source(model, check_model_files(model.path), adapters, home)
+    files = check_model_files(model.path)
+    return _saved_head(config, files), Source(model, files, adapters, home)
+
+
+def _saved_head(config: InferConfig, files: ModelFiles) -> InferConfig:
+    """A checkpoint whose config.json is a classifier's is one, whoever saved it."""
+    if config.head.task_type != "causal_lm" or not is_classifier(files.config):
+        return config
+    names = {int(number): str(name) for number, name in (files.config.get("id2label") or {0: "", 1: ""}).items()}
+    own = tuple(names[i] for i in sorted(names))
+    head = {"task_type": "seq_cls", "num_labels": len(own), "problem_type": files.config.get("problem_type")}
+    if not all(not name or name == f"LABEL_{i}" for i, name in enumerate(own)):
+        head["label_names"] = own
+    return config.decide("config.json names a classifier", **head)
 
 
 def _checkpoint(name: str) -> Path:
@@ -153,6 +168,7 @@ def build_engine(
     seconds that requests wait for a server that is away.
     """
     backend = config.infer.infer_backend
+    _refuse_head(config)
     if backend == "fake":
         from swift.engines.fake import FakeEngine
 
@@ -169,6 +185,12 @@ def build_engine(
             engine.load_adapter(name, folder)
         return engine, encoder
     return _build_server(config, source, names, patience)
+
+
+def _refuse_head(config: InferConfig) -> None:
+    if config.head.task_type in HEADED:
+        fix = "swift infer --val_dataset FILE, or --prompt TEXT"
+        raise UsageError(f"this model is trained for --task_type {config.head.task_type} and writes no text", fix=fix)
 
 
 def _build_server(
@@ -207,6 +229,7 @@ def load_pt(config: InferConfig, source: Source) -> tuple[Any, Any, Any]:
     from swift.models.load import load_model, load_tokenizer
     from swift.models.plan import plan_loading
 
+    _refuse_head(config)
     plan = plan_loading(config.model, config.quantization, source.files, pick_device(), training=False)
     directory = as_directory(source.files.path)
     tokenizer = load_tokenizer(

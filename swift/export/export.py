@@ -139,6 +139,7 @@ def merge_adapters(config: ExportConfig, model: LocalModel, files: ModelFiles, a
     from swift.export.merge import MergeJob, merge, refuse_quantized
     from swift.models.device import pick_device
     from swift.models.gguf import as_directory
+    from swift.models.heads import head_of, is_classifier, with_head
     from swift.models.load import load_tokenizer
     from swift.models.plan import plan_loading
 
@@ -148,6 +149,7 @@ def merge_adapters(config: ExportConfig, model: LocalModel, files: ModelFiles, a
     plain = dataclasses.replace(config.quantization, quant_method=None, quant_bits=None)
     plan = plan_loading(options, plain, files, pick_device(), training=True)
     refuse_quantized(plan)
+    plan = with_head(plan, head_of(config.head, fresh=not is_classifier(files.config)))
     # a tokenizer was saved with the adapter when training added tokens to it
     home = adapters[-1] if (adapters[-1] / "tokenizer_config.json").is_file() else base
     tokenizer = load_tokenizer(

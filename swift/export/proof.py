@@ -77,12 +77,13 @@ class MergeProof:
 
 @torch.inference_mode()
 def logits_of(model, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
-    """float32 logits [tokens, vocabulary] of each prompt, on the cpu; prompts go through one by one (no padding)."""
+    """float32 logits [tokens, vocabulary] of each prompt, [1, labels] of a classifier, on the cpu; prompts go through
+    one by one (no padding)."""
     device = model.get_input_embeddings().weight.device
     found = []
     for ids in prompts:
         inputs = torch.tensor([list(ids)], device=device)
-        found.append(model(input_ids=inputs, use_cache=False).logits[0].float().cpu())
+        found.append(model(input_ids=inputs, use_cache=False).logits.flatten(0, -2).float().cpu())
     return found
 
 

@@ -18,6 +18,7 @@ from swift import runs
 from swift.errors import CheckpointError, ModelFileError, UsageError
 from swift.hub.files import ADAPTER_CONFIG, AdapterFiles, check_adapter_files
 from swift.hub.safetensors_header import read_header
+from swift.models.heads import classifies, keep_float32
 from swift.models.quiet import quiet
 
 log = logging.getLogger("swift")
@@ -111,6 +112,8 @@ def load_adapter(model, path: Path | str, *, name: str = "default", trainable: b
         raise CheckpointError(what, where=str(path), fix=_base_fix(files))
     if not trainable:
         model.eval()
+    elif classifies(model.get_base_model()):
+        keep_float32(model)
     return model
 
 

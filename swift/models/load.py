@@ -18,6 +18,7 @@ import torch
 from swift.compat.fp8_blocks import true_fp8_blocks
 from swift.errors import MissingPackage, ModelFileError, ResourceError, SwiftError, UsageError
 from swift.hub.files import check_model_files
+from swift.models.heads import head_class, shape_head, without_head
 from swift.models.plan import LoadPlan
 from swift.models.quiet import quiet
 
@@ -93,7 +94,12 @@ def load_model(path: Path | str, plan: LoadPlan):
     path = Path(path)
     config = load_config(path, trust_remote_code=plan.trust_remote_code)
     _apply_context(config, plan)
-    auto = auto_class(config, path, plan.trust_remote_code)
+    if plan.head is None:
+        auto = auto_class(config, path, plan.trust_remote_code)
+    else:
+        auto = head_class(config, path)
+        tokenizer = load_tokenizer(path, trust_remote_code=plan.trust_remote_code)
+        shape_head(config, plan.head, tokenizer.pad_token_id)
     arguments: dict[str, Any] = {
         "config": config,
         "dtype": getattr(torch, plan.dtype),
@@ -115,6 +121,8 @@ def load_model(path: Path | str, plan: LoadPlan):
             model, info = _load_unpacked(auto, path, plan, arguments)
         else:
             model, info = auto.from_pretrained(path, **arguments)
+    if plan.head is not None and plan.head.fresh:
+        info = without_head(info, model.base_model_prefix)
     check_loading_info(path, info, strict=plan.strict)
     if plan.dequantize and not plan.unpack:
         forget_quantization(model)
@@ -175,6 +183,8 @@ def auto_class(config, path: Path, trust_remote_code: bool = False):
         (tf.AutoModelForImageTextToText, mappings.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES),
         (tf.AutoModelForMultimodalLM, mappings.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES),
     ]
+    if names and names[0] == mappings.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.get(config.model_type):
+        return tf.AutoModelForSequenceClassification
     fitting = [(auto, mapping[config.model_type]) for auto, mapping in known if config.model_type in mapping]
     for auto, entry in fitting:
         if names and names[0] in ((entry,) if isinstance(entry, str) else entry):

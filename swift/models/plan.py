@@ -19,6 +19,7 @@ from swift.errors import MissingPackage, ModelFileError, NotBuiltYet, ResourceEr
 from swift.hub.files import ModelFiles
 from swift.hub.resources import human_bytes
 from swift.models.device import Device
+from swift.models.heads import Head
 
 ITEM_BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
 # quantization method of a checkpoint -> (module to import, what to pip install)
@@ -45,7 +46,7 @@ class LoadPlan:
 
     `dequantize`: the checkpoint's quantized weights become plain ones of `dtype`, with `unpack` by our own reader.
     `quant`: quantize while loading. `needed_bytes`: the weights in memory; `available_bytes`: what the device had when
-    planning (None: unknown).
+    planning (None: unknown). `head`: load as a classifier with this head in place of the vocabulary's.
     """
 
     device: Device
@@ -64,6 +65,7 @@ class LoadPlan:
     new_special_tokens: tuple[str, ...] = ()
     trust_remote_code: bool = False
     strict: bool = True
+    head: Head | None = None
     needed_bytes: int = 0
     available_bytes: int | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from torch import nn
 
 from swift.config.tuner import TunerOptions
 from swift.errors import UsageError
+from swift.models.heads import classifies
 
 # names of expert projections in checkpoints, and the fused tensor that holds each
 FUSED_PARTS = {
@@ -64,7 +65,10 @@ def survey(model: nn.Module) -> Layers:
 
     linear, embedding, other = [], [], []
     quantized = getattr(model, "is_quantized", False)
+    inside = model.base_model_prefix if classifies(model) else None
     for name, module in model.named_modules():
+        if inside is not None and name.partition(".")[0] != inside:
+            continue  # a classifier's own head trains whole
         if isinstance(module, (nn.Linear, Conv1D)) or (quantized and "Linear" in type(module).__name__):
             linear.append(name)
         elif isinstance(module, nn.Embedding):

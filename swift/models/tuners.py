@@ -15,6 +15,7 @@ from torch import nn
 
 from swift.config.tuner import TunerOptions
 from swift.errors import TrainingError, UsageError
+from swift.models.heads import classifies, keep_float32
 from swift.models.quiet import quiet
 from swift.models.targets import Targets, leaves, resolve_targets, shortest
 
@@ -63,6 +64,8 @@ def _lora(model, tuner: TunerOptions, new_token_ids: Sequence[int]):
     keep = tuner.lora_dtype in (None, "float32")
     with quiet():
         tuned = get_peft_model(model, config, autocast_adapter_dtype=keep)
+    if keep and classifies(model):
+        keep_float32(tuned)
     if tuner.lora_dtype is not None:
         _cast_trainable(tuned, getattr(torch, tuner.lora_dtype))
     return tuned
@@ -80,8 +83,9 @@ def lora_config(model, tuner: TunerOptions, targets: Targets, new_token_ids: Seq
         if dropout:
             log.info("lora_dropout is 0 instead of %s: peft has none for parameters such as the experts'", dropout)
             dropout = 0.0
+    kind = TaskType.SEQ_CLS if classifies(model) else TaskType.CAUSAL_LM
     return LoraConfig(
-        task_type=TaskType.CAUSAL_LM,
+        task_type=kind,
         r=tuner.lora_rank,
         lora_alpha=int(tuner.lora_alpha) if float(tuner.lora_alpha).is_integer() else tuner.lora_alpha,
         lora_dropout=dropout,

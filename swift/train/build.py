@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from swift.config.commands import SftConfig
 from swift.errors import MissingPackage
 from swift.models.tuners import optimizer_groups
 from swift.train.callbacks import LogFile, Progress, Schedule
+from swift.train.heads import HeadTrainer, Objective
 from swift.train.interrupt import Interrupt
 from swift.train.trainer import SftTrainer
 from swift.train.weights import load_weights, save_weights
@@ -53,10 +55,12 @@ def build_trainer(
     callbacks: Sequence[TrainerCallback] = (),
     save_tokenizer: bool = True,
     data_fingerprint: str = "",
+    objective: Objective | None = None,
 ) -> SftTrainer:
     """A trainer that writes its checkpoints and logging.jsonl to `args.output_dir` (which exists).
 
     `lengths`: tokens of each training row, needed by --group_by_length. `sources(row_id)`: file:line of a row.
+    `objective`: what a model that doesn't write text is trained for.
     """
     training = config.training
     run_dir = Path(args.output_dir)
@@ -80,7 +84,7 @@ def build_trainer(
             decays=decayed.__contains__,
         )
 
-    trainer = SftTrainer(
+    trainer = (SftTrainer if objective is None else partial(HeadTrainer, objective=objective))(
         model=model,
         args=args,
         data_collator=collate,

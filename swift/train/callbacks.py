@@ -159,6 +159,8 @@ SHOWN = {
     "eval_loss": "eval_loss {:.4f}",
     "token_acc": "acc {:.3f}",
     "eval_token_acc": "eval_acc {:.3f}",
+    "accuracy": "acc {:.3f}",
+    "eval_accuracy": "eval_acc {:.3f}",
     "grad_norm": "grad {:.2f}",
     "learning_rate": "lr {:.2e}",
     "tokens_per_second": "{:.0f} tok/s",

@@ -17,6 +17,7 @@ IMAGES = {
     "train_grad_norm": ("gradient norm", ("grad_norm",)),
     "train_token_acc": ("token accuracy", ("token_acc", "eval_token_acc")),
     "train_seq_acc": ("sequence accuracy", ("seq_acc", "eval_seq_acc")),
+    "train_accuracy": ("accuracy", ("accuracy", "eval_accuracy")),
     "train_tokens_per_second": ("tokens per second", ("tokens_per_second",)),
     "eval_loss": ("validation loss", ("eval_loss",)),
 }

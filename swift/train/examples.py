@@ -15,9 +15,11 @@ from typing import Any
 from swift import runs
 from swift.config.commands import SftConfig
 from swift.data import DataReport, EncodedDataset, PadCollator, Prepared, Rows, make_encoder, prepare, write_rows
+from swift.data.heads import HeadCollator, HeadDataset
 from swift.data.prepare import refuse_nothing, use_template
 from swift.errors import DataError
 from swift.hub import LocalModel
+from swift.train.head_rows import prepare_heads
 
 log = logging.getLogger("swift")
 
@@ -26,9 +28,9 @@ log = logging.getLogger("swift")
 class Examples:
     """`collate` makes batches of examples, `source(row_id)` is file:line. `val` is None without validation rows."""
 
-    train: EncodedDataset
-    val: EncodedDataset | None
-    collate: PadCollator
+    train: EncodedDataset | HeadDataset
+    val: EncodedDataset | HeadDataset | None
+    collate: PadCollator | HeadCollator
     fingerprint: str
     source: Callable[[int], str]
     prepared: Prepared
@@ -65,16 +67,19 @@ def prepare_rows(
     config, template = use_template(config, model, tokenizer)
     encoder = make_encoder(config.chat, tokenizer, template, model.directory)
     options, training = config.model, config.training
-    prepared = prepare(
-        config.data,
-        encoder,
-        encoding=config.encoding,
-        supply=config.supply,
-        seed=training.seed,
-        use_hf=options.use_hf,
-        hub_token=options.hub_token,
-        check=check,
-    )
+    if config.head.task_type != "causal_lm":
+        config, prepared = prepare_heads(config, encoder, check)
+    else:
+        prepared = prepare(
+            config.data,
+            encoder,
+            encoding=config.encoding,
+            supply=config.supply,
+            seed=training.seed,
+            use_hf=options.use_hf,
+            hub_token=options.hub_token,
+            check=check,
+        )
     prepared.report.expect_steps(
         training.per_device_train_batch_size,
         training.gradient_accumulation_steps or 1,
@@ -106,7 +111,11 @@ def prepare_examples(
     config, prepared = prepare_rows(config, model, tokenizer, world_size)
     log.info(prepared.report.to_text())
     check_rows(config, prepared)
-    collate = PadCollator(tokenizer.pad_token_id, padding_side=config.chat.padding_side, with_row_ids=True)
+    collate: PadCollator | HeadCollator
+    if config.head.task_type != "causal_lm":
+        collate = HeadCollator(tokenizer.pad_token_id)
+    else:
+        collate = PadCollator(tokenizer.pad_token_id, padding_side=config.chat.padding_side, with_row_ids=True)
     train = prepared.train
     return config, Examples(train, prepared.val, collate, train.fingerprint(), prepared.source, prepared)
 

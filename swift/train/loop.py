@@ -17,6 +17,7 @@ from swift.train.arguments import training_arguments
 from swift.train.build import build_trainer
 from swift.train.distributed import left_out
 from swift.train.examples import Examples
+from swift.train.heads import objective_of
 from swift.train.interrupt import Interrupt
 from swift.train.outofmemory import StepStart
 from swift.train.portions import Portions, smaller
@@ -59,6 +60,7 @@ def train_in_memory(
             interrupt=interrupt,
             save_tokenizer=save_tokenizer,
             data_fingerprint=examples.fingerprint,
+            objective=objective_of(setup.config),
         )
         if setup.config.training.probe:
             trainer.add_callback(Probe(trainer, examples.train.lengths))

@@ -45,11 +45,12 @@ class Tally:
         self.sums.zero_()
 
 
-ACCURACY = {"token": "token_acc", "seq": "seq_acc"}
+ACCURACY = {"token": "token_acc", "seq": "seq_acc", "row": "accuracy"}
 
 
 def accuracy(values: Mapping[str, float], strategy: str) -> float | None:
-    """Right tokens over tokens (`token`) or rows that are right throughout over rows (`seq`); None without any."""
+    """Right tokens over tokens (`token`), or rows that are right over rows (`seq`: throughout; `row`: by their label);
+    None without any."""
     right, all_ = ("right", "tokens") if strategy == "token" else ("right_rows", "rows")
     return values[right] / values[all_] if values[all_] else None
 

@@ -35,7 +35,7 @@ class Probe(TrainerCallback):
         trained = [p for p in model.parameters() if p.requires_grad]
         room = [torch.ones_like(p) for p in trained for _ in range(ADAM_MOMENTS)] if state.global_step == 0 else []
         with random_state.untouched():
-            tokens = torch.tensor(max(1, int((batch["labels"] != -100).sum())), device=args.device)
+            tokens = trainer._get_num_items_in_batch([batch], args.device).clamp(min=1)
             trainer.training_step(trainer.model_wrapped, batch, tokens)
         del room
         trainer.model_wrapped.zero_grad(set_to_none=True)

@@ -126,6 +126,7 @@ def _train(setup: Setup, loading: LoadPlan, tokenizer: Any, examples: Examples) 
     """From here on torch, transformers and peft are at work."""
     from transformers import set_seed
 
+    from swift.models.heads import head_of, is_classifier, with_head
     from swift.models.load import load_model
     from swift.models.tuners import apply_tuner, trainable_summary
     from swift.train import benchmarks
@@ -140,7 +141,8 @@ def _train(setup: Setup, loading: LoadPlan, tokenizer: Any, examples: Examples) 
     args = training_arguments(config, total)
     check_optimizer(args)
     set_seed(config.training.seed)
-    model = load_model(_weights_directory(setup), loading)
+    fresh = setup.point is None and setup.adapter is None and not is_classifier(setup.files.config)
+    model = load_model(_weights_directory(setup), with_head(loading, head_of(config.head, fresh)))
     if setup.adapter is not None:
         from swift.models.adapters import load_adapter
 
