@@ -27,7 +27,8 @@ class Encoded:
       "part_too_long"         another part of the conversation was dropped because it is longer than max_length
       "part_nothing_left"     another part of the conversation had no learned token left after its cut
       "composed"              a last turn behind its generation prompt, which the template renders only apart
-    media: what a processor adds beside the ids (pixel_values ...), None for text.
+    media: what the row's pixel values and the like are made from: `text`, the rendering, and its media by list; None
+    for a row of text.
     """
 
     input_ids: list[int]

@@ -21,7 +21,8 @@ from swift.chat.encoded import Encoded, RowDropped
 from swift.chat.facts import TOOL, USER, Facts, learn
 from swift.chat.forms import tools_of, with_content, with_json_arguments
 from swift.chat.label import Planned, label, learned, pieces
-from swift.chat.media import expand, media_of, with_blocks
+from swift.chat.media import expand, media_of, placed_media, with_blocks
+from swift.chat.processing import Processing
 from swift.chat.render import ChatTemplate, Refusal, Rendered, compiled, normalised
 from swift.chat.replies import ReplyFormat, learn_replies
 from swift.chat.shapes import Match, Shapes
@@ -64,7 +65,10 @@ class ChatEncoder:
     ):
         _one_of("--loss_scale", loss_scale, SCHEMES)
         _one_of("--truncation_strategy", truncation_strategy, STRATEGIES)
-        self.tokenizer, self.processor, self.template = tokenizer, processor, template
+        self.tokenizer, self.template = tokenizer, template
+        self.processor = (
+            processor if processor is None or isinstance(processor, Processing) else Processing.of(processor)
+        )
         self.system, self.loss_scale = system, loss_scale
         self.max_length, self.truncation_strategy = max_length, truncation_strategy
         self.response_prefix = response_prefix or ""
@@ -130,14 +134,17 @@ class ChatEncoder:
 
     def _outcome(self, made: Any, tokenized: Iterator[Tokenized]) -> list[Encoded] | TemplateError | DataError:
         if isinstance(made, list):
-            return self._parts([self._whole(plan, next(tokenized)) for plan in made])
+            pairs = [(plan, next(tokenized)) for plan in made]
+            try:
+                return self._parts([self._whole(*pair) for pair in pairs])
+            except (TemplateError, DataError) as error:
+                return error
         return self._parts([made]) if isinstance(made, tuple) else made
 
     def _whole(self, plan: Planned, tokenized: Tokenized) -> tuple[Encoded, list[int]]:
-        whole, ends = label(plan, tokenized, self._tokens)
         if plan.media:
-            whole = expand(whole, plan.text, plan.media, self.processor)
-        return whole, ends
+            return expand(plan, tokenized, self._tokens, self.processor)
+        return label(plan, tokenized, self._tokens)
 
     def _parts(self, wholes: Sequence[tuple[Encoded, list[int]]]) -> list[Encoded] | RowDropped:
         found: list[Encoded] = []
@@ -191,6 +198,17 @@ class ChatEncoder:
     def prompt(self, messages: Sequence[Mapping[str, Any]], tools: Any = None) -> list[int]:
         """`prompt_text` as ids; the same ids stand before a learned turn in training."""
         return self._tokens.ids(self.prompt_text(messages, tools))
+
+    def prompt_inputs(
+        self, messages: Sequence[Mapping[str, Any]], tools: Any = None
+    ) -> tuple[list[int], dict[str, Any] | None]:
+        """`prompt` of a conversation whose blocks may hold media, and the tensors that the model takes beside the ids;
+        None for a conversation of texts."""
+        media = placed_media(messages)
+        if not media:
+            return self.prompt(messages, tools), None
+        made = self._needed_processor().run(self.prompt_text(messages, tools), media)
+        return made.ids, made.tensors
 
     @property
     def stop_token_ids(self) -> list[int]:
@@ -255,9 +273,13 @@ class ChatEncoder:
 
     def _plan_media(self, row: Mapping[str, Any]) -> list[Planned]:
         """A row with media is one example: a part would need its own share of them."""
+        self._needed_processor()
+        return [self._plan_whole(row)]
+
+    def _needed_processor(self) -> Processing:
         if self.processor is None:
             raise DataError("the row has images, videos or audio, and the model has no processor for them")
-        return [self._plan_whole(row)]
+        return self.processor
 
     def _plan_parts(self, row: Mapping[str, Any], template: ChatTemplate | None = None) -> list[Planned]:
         """template: renders in place of the encoder's own, from the same source."""

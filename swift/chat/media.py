@@ -1,9 +1,9 @@
 """Images, videos and audio in a row: tags in the text become typed blocks, a processor expands their placeholders.
 
 A row names its media in lists (`images`, `videos`, `audios`: paths, URLs, data URIs or loaded objects) and places them
-with <image>, <video> and <audio> tags, or has typed blocks already. The processor replaces each placeholder of the
-rendered text by as many tokens as the medium needs; the labels move along, and the text that is learned is compared
-before and after. Media are never cut: a row that is too long is dropped whatever the strategy.
+with <image>, <video> and <audio> tags, or has typed blocks already. The checkpoint's processor replaces each
+placeholder of the rendered text by as many tokens as the medium needs; the learned characters move along, and the ids
+are checked against the processor's. A placeholder is never learned and never cut in two.
 """
 
 from __future__ import annotations
@@ -14,6 +14,9 @@ from dataclasses import replace
 from typing import Any
 
 from swift.chat.encoded import IGNORED, Encoded
+from swift.chat.label import Planned, label
+from swift.chat.processing import Processed, Processing
+from swift.chat.tokens import Tokenized, Tokens
 from swift.errors import DataError, TemplateError
 
 LISTS = {"image": "images", "video": "videos", "audio": "audios"}
@@ -21,22 +24,35 @@ _TAG = re.compile(r"<(image|video|audio)>")
 
 
 def media_of(row: Mapping[str, Any]) -> dict[str, list[Any]]:
-    """The row's media by the processor's argument names; empty for a text row."""
+    """The row's media by list; empty for a text row."""
     return {name: list(row[name]) for name in LISTS.values() if row.get(name)}
 
 
-def with_blocks(messages: Sequence[Mapping[str, Any]], media: Mapping[str, list[Any]]) -> list[dict[str, Any]]:
-    """Messages whose tags are typed blocks. DataError when the tags and the lists don't agree."""
+def placed_media(messages: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """The media that the messages' own blocks hold, by list and in order; empty for a conversation of texts."""
+    found: dict[str, list[Any]] = {}
+    for message in messages:
+        content = message.get("content")
+        for part in content if isinstance(content, list) else ():
+            kind = part.get("type")
+            if kind in LISTS and part.get(kind) is not None:
+                found.setdefault(LISTS[kind], []).append(part[kind])
+    return found
+
+
+def with_blocks(messages: Sequence[Mapping[str, Any]], media: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
+    """Messages whose tags are typed blocks that hold their medium: {"type": "image", "image": ...}.
+
+    DataError when the tags and the lists don't agree. A tag of a kind that the row lists nothing of is text.
+    """
     found = dict.fromkeys(LISTS.values(), 0)
     result = []
     for message in messages:
         content = message.get("content")
         if isinstance(content, str) and _TAG.search(content):
-            content = _blocks(content)
-        for part in content if isinstance(content, list) else ():
-            name = LISTS.get(part.get("type"))
-            if name:
-                found[name] += 1
+            content = _blocks(content, media)
+        if isinstance(content, list):
+            content = [_filled(part, media, found) for part in content]
         result.append({**message, "content": content})
     for name, count in found.items():
         if count != len(media.get(name, ())):
@@ -44,29 +60,88 @@ def with_blocks(messages: Sequence[Mapping[str, Any]], media: Mapping[str, list[
     return result
 
 
-def _blocks(content: str) -> list[dict[str, str]]:
-    pieces = _TAG.split(content)
-    blocks = [{"type": kind} if i % 2 else {"type": "text", "text": kind} for i, kind in enumerate(pieces)]
-    return [block for block in blocks if block.get("text") != ""]
+def _filled(part: Mapping[str, Any], media: Mapping[str, Sequence[Any]], found: dict[str, int]) -> dict[str, Any]:
+    kind = part.get("type")
+    if kind not in LISTS:
+        return dict(part)
+    listed = media.get(LISTS[kind], ())
+    number, found[LISTS[kind]] = found[LISTS[kind]], found[LISTS[kind]] + 1
+    return {"type": kind, kind: listed[number]} if number < len(listed) else dict(part)
 
 
-def expand(encoded: Encoded, text: str, media: Mapping[str, list[Any]], processor: Any) -> Encoded:
-    """The row as the processor makes it: ids with expanded placeholders, labels moved, what else it returns in `media`.
+def _blocks(content: str, media: Mapping[str, Sequence[Any]]) -> list[dict[str, str]]:
+    blocks: list[dict[str, str]] = []
+    text, last = "", 0
+    for match in _TAG.finditer(content):
+        if not media.get(LISTS[match[1]]):
+            continue
+        text = content[last : match.start()]
+        blocks += [{"type": "text", "text": text}] if text else []
+        blocks.append({"type": match[1]})
+        last = match.end()
+    rest = content[last:]
+    return blocks + ([{"type": "text", "text": rest}] if rest else [])
 
-    Raises TemplateError when the ids can't be matched with the text's own.
+
+def expand(plan: Planned, tokenized: Tokenized, tokens: Tokens, processing: Processing) -> tuple[Encoded, list[int]]:
+    """The row as the processor makes it, with the labels of the same conversation as text, and where turns end.
+
+    `Encoded.media` says how to make its tensors again: they are not kept. TemplateError when the processor's ids
+    can't be matched with the text.
     """
-    out = dict(processor(text=[text], **_loaded(media, processor), add_special_tokens=False, return_tensors="pt"))
-    ids = out.pop("input_ids")[0].tolist()
-    out.pop("attention_mask", None)
-    source = _alignment(encoded.input_ids, ids)
+    made = processing.run(plan.text, plan.media or {})
+    found = None if made.replacements is None else _by_text(plan, made, tokens)
+    whole, ends = found or _by_tokens(plan, made, tokenized, tokens)
+    learned = [place for place in made.placeholder_positions() if whole.labels[place] != IGNORED]
+    if learned:
+        labels = list(whole.labels)
+        for place in learned:
+            labels[place] = IGNORED
+        whole = replace(whole, labels=labels)
+    return replace(whole, media={"text": plan.text, **(plan.media or {})}), ends
+
+
+def _by_text(plan: Planned, made: Processed, tokens: Tokens) -> tuple[Encoded, list[int]] | None:
+    """Label the expanded text itself; None when its ids aren't the processor's."""
+    text, at = made.expanded(plan.text), made.mover()
+    moved = tuple(((at(a), at(b)), weight) for (a, b), weight in plan.spans)
+    tokenized = tokens.tokenize([text], [False])[0]
+    whole, ends = label(replace(plan, text=text, spans=moved), tokenized, tokens)
+    lead = _lead(tokenized.ids, made.ids)
+    if lead is None:
+        return None
+    tail = len(made.ids) - lead - len(tokenized.ids)
+    if tail and plan.add_end:
+        return None
+    scale = whole.loss_scale
+    return replace(
+        whole,
+        input_ids=[*made.ids, *whole.input_ids[len(tokenized.ids) :]],
+        labels=[IGNORED] * lead + whole.labels + [IGNORED] * tail,
+        loss_scale=None if scale is None else [0.0] * lead + scale + [0.0] * tail,
+    ), [end + lead for end in ends]
+
+
+def _lead(inner: Sequence[int], whole: Sequence[int]) -> int | None:
+    """How many ids the processor put before the text's own (BOS); None when those aren't inside."""
+    spare = len(whole) - len(inner)
+    return next((lead for lead in range(spare + 1) if whole[lead : lead + len(inner)] == inner), None)
+
+
+def _by_tokens(plan: Planned, made: Processed, tokenized: Tokenized, tokens: Tokens) -> tuple[Encoded, list[int]]:
+    """For a processor that doesn't say what it replaced: match the tokens of the text with its own."""
+    encoded, ends = label(replace(plan, add_end=False), tokenized, tokens)
+    source = _alignment(encoded.input_ids, made.ids)
     labels = [IGNORED if i is None else encoded.labels[i] for i in source]
     scale = encoded.loss_scale and [0.0 if i is None else encoded.loss_scale[i] for i in source]
     moved = [token for token in labels if token != IGNORED]
     if moved != [token for token in encoded.labels if token != IGNORED] or any(
-        label not in (IGNORED, token) for label, token in zip(labels, ids, strict=True)
+        label not in (IGNORED, token) for label, token in zip(labels, made.ids, strict=True)
     ):
         raise TemplateError("the processor changes the text beyond its media placeholders", where="processor")
-    return replace(encoded, input_ids=ids, labels=labels, loss_scale=scale, media=out)
+    place = {i: k for k, i in enumerate(source) if i is not None}
+    ends = [place[end - 1] + 1 for end in ends if end - 1 in place]
+    return replace(encoded, input_ids=list(made.ids), labels=labels, loss_scale=scale), ends
 
 
 def _alignment(short: Sequence[int], long: Sequence[int]) -> list[int | None]:
@@ -93,21 +168,3 @@ def _alignment(short: Sequence[int], long: Sequence[int]) -> list[int | None]:
 
 def _find(long: Sequence[int], run: list[int], at: int) -> int | None:
     return next((i for i in range(at, len(long) - len(run) + 1) if long[i : i + len(run)] == run), None)
-
-
-def _loaded(media: Mapping[str, list[Any]], processor: Any) -> dict[str, list[Any]]:
-    """The processor's arguments, with images and sound read into memory; it reads videos itself."""
-    loaded: dict[str, list[Any]] = {}
-    for name, items in media.items():
-        if name == "images":
-            from transformers.image_utils import load_image
-
-            loaded[name] = [load_image(item) for item in items]
-        elif name == "audios":
-            from transformers.audio_utils import load_audio
-
-            rate = processor.feature_extractor.sampling_rate
-            loaded["audio"] = [load_audio(item, sampling_rate=rate) for item in items]
-        else:
-            loaded[name] = items
-    return loaded

@@ -15,6 +15,7 @@ from swift.config.evaluate import BenchmarkOptions, EvaluateOptions
 from swift.config.export import ExportOptions
 from swift.config.generation import GenerationOptions, InferOptions
 from swift.config.heads import HeadOptions
+from swift.config.media import MediaOptions
 from swift.config.model import ModelOptions, QuantizationOptions
 from swift.config.options import Spec, option, section_specs
 from swift.config.serving import ServingOptions
@@ -84,6 +85,7 @@ class SftConfig(Config):
     model: ModelOptions = ModelOptions()
     quantization: QuantizationOptions = QuantizationOptions()
     chat: ChatOptions = ChatOptions()
+    media: MediaOptions = MediaOptions()
     data: DataOptions = DataOptions()
     encoding: EncodingOptions = EncodingOptions()
     supply: SupplyOptions = SupplyOptions()
@@ -103,6 +105,7 @@ class InferConfig(Config):
     quantization: QuantizationOptions = QuantizationOptions()
     chat: ChatOptions = ChatOptions()
     head: HeadOptions = HeadOptions()
+    media: MediaOptions = MediaOptions()
     generation: GenerationOptions = GenerationOptions()
     infer: InferOptions = InferOptions()
     backends: BackendOptions = BackendOptions()
@@ -115,6 +118,7 @@ class DeployConfig(Config):
     model: ModelOptions = ModelOptions()
     quantization: QuantizationOptions = QuantizationOptions()
     chat: ChatOptions = ChatOptions()
+    media: MediaOptions = MediaOptions()
     generation: GenerationOptions = GenerationOptions()
     serving: ServingOptions = ServingOptions()
     backends: BackendOptions = BackendOptions()
@@ -135,6 +139,7 @@ class ExportConfig(Config):
     model: ModelOptions = ModelOptions()
     quantization: QuantizationOptions = QuantizationOptions()
     chat: ChatOptions = ChatOptions()
+    media: MediaOptions = MediaOptions()
     data: DataOptions = DataOptions()
     encoding: EncodingOptions = EncodingOptions()
     head: HeadOptions = HeadOptions()

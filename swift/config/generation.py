@@ -35,3 +35,6 @@ class InferOptions:
     load_data_args: bool = option(False)
     merge_lora: bool = option(False)
     prompt: str | None = option(aliases=("query",))
+    images: tuple[str, ...] = option((), aliases=("image",))
+    videos: tuple[str, ...] = option((), aliases=("video",))
+    audios: tuple[str, ...] = option((), aliases=("audio",))

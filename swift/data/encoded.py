@@ -32,7 +32,8 @@ class EncodedDataset(Sequence[dict[str, Any]]):
     """Examples in flat arrays.
 
     ids int32 [tokens]; learned bool [tokens]; starts int64 [examples + 1]; row_ids int64 [examples]; trained
-    int64 [examples], learned tokens of each; scales float32 [tokens] or None when every learned token weighs 1.
+    int64 [examples], learned tokens of each; scales float32 [tokens] or None when every learned token weighs 1;
+    media: of the examples that have some, by number, what their tensors are made from.
     """
 
     def __init__(
@@ -54,7 +55,8 @@ class EncodedDataset(Sequence[dict[str, Any]]):
         return len(self.row_ids)
 
     def __getitem__(self, i: int) -> dict[str, Any]:
-        """input_ids, labels: int64 [length]; row_id: int; loss_scale: float32 [length] when there are weights."""
+        """input_ids, labels: int64 [length]; row_id: int; loss_scale: float32 [length] when there are weights; media:
+        the text and the media of the row (`Encoded.media`) when it has some."""
         if not -len(self) <= i < len(self):
             raise IndexError(i)
         a, b = self.starts[i % len(self)], self.starts[i % len(self) + 1]
@@ -63,7 +65,9 @@ class EncodedDataset(Sequence[dict[str, Any]]):
         example = {"input_ids": ids, "labels": labels, "row_id": int(self.row_ids[i])}
         if self.scales is not None:
             example["loss_scale"] = np.array(self.scales[a:b])
-        return example | self.media.get(i % len(self), {})
+        if i % len(self) in self.media:
+            example["media"] = self.media[i % len(self)]
+        return example
 
     def fingerprint(self) -> str:
         """A hash that changes with any id, label, weight or the order."""

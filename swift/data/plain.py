@@ -16,6 +16,8 @@ from swift.errors import DataError, SwiftError
 class PlainEncoder:
     """Rows of messages as rows of text, for `encoder` to encode."""
 
+    processor = None
+
     def __init__(self, encoder: ChatEncoder, system: str | None = None):
         self.encoder, self.system = encoder, system or ""
 

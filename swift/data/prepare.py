@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import numpy as np
 
 from swift.chat import ChatEncoder
+from swift.chat.processing import Processing
 from swift.chat.template import choose_template
 from swift.config.chat import ChatOptions
 from swift.config.commands import ExportConfig, SftConfig
@@ -58,9 +59,14 @@ class Prepared:
 
 
 def make_encoder(
-    chat: ChatOptions, tokenizer: Any, template: str | None, directory: Path
+    chat: ChatOptions,
+    tokenizer: Any,
+    template: str | None,
+    directory: Path,
+    processing: Processing | None = None,
 ) -> ChatEncoder | PlainEncoder:
-    """The encoder of the options; `template`: Jinja, None for the tokenizer's own; `directory`: the model's."""
+    """The encoder of the options; `template`: Jinja, None for the tokenizer's own; `directory`: the model's;
+    `processing`: what makes tensors of rows with media."""
     encoder = ChatEncoder(
         tokenizer,
         template=template,
@@ -71,6 +77,7 @@ def make_encoder(
         truncation_strategy=chat.truncation_strategy,
         response_prefix=chat.response_prefix,
         stop_token_ids=_end_ids(directory),
+        processor=processing,
     )
     return encoder if chat.use_chat_template else PlainEncoder(encoder, chat.system)
 

@@ -17,6 +17,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from swift.chat.media import media_of, with_blocks
 from swift.engines.protocol import Engine, GenerationRequest, Result, Sampling, Usage, generate_all
 from swift.engines.replies import Replies
 from swift.errors import DataError
@@ -25,10 +26,12 @@ from swift.runs import disk_error, ensure_writable_dir
 
 @dataclass(frozen=True)
 class Question:
-    """One row: what to ask, the reference answer if the row has one, and the hash of all that shapes the answer."""
+    """One row: what to ask (`asked`: with its media in their places), the reference answer if the row has one, and the
+    hash of all that shapes the answer."""
 
     row: Mapping[str, Any]
     messages: list[dict[str, Any]]
+    asked: list[dict[str, Any]]
     labels: str | None
     source: str
     row_hash: str
@@ -39,17 +42,19 @@ class Question:
         empty.
         """
         messages = [dict(message) for message in row["messages"]]
+        asked = with_blocks(messages, media_of(row))
         reference: list[dict[str, Any]] = []
         while messages and messages[-1]["role"] == "assistant":
             reference.insert(0, messages.pop())
         if not messages:
             raise DataError("nothing to answer: the row has only assistant messages", where=source)
+        asked = asked[: len(messages)]
         text = json.dumps(
             {"row": dict(row), "settings": dict(settings)}, ensure_ascii=False, sort_keys=True, default=str
         )
         labels = "\n".join(_text(message) for message in reference) if reference else None
         return cls(
-            row, messages, labels, source, hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
+            row, messages, asked, labels, source, hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         )
 
 
@@ -110,7 +115,7 @@ def answer_rows(
     ensure_writable_dir(path.parent)
     todo = questions[done:]
     requests = (
-        GenerationRequest(messages=question.messages, tools=question.row.get("tools"), sampling=sampling_of(done + i))
+        GenerationRequest(messages=question.asked, tools=question.row.get("tools"), sampling=sampling_of(done + i))
         for i, question in enumerate(todo)
     )
     progress = Progress(len(questions), done)

@@ -14,8 +14,10 @@ from typing import Any
 
 from swift.config.commands import InferConfig
 from swift.config.record import explain
+from swift.data.media import KINDS
 from swift.engines import setup
 from swift.engines.answers import Question, answer_rows, remark
+from swift.engines.asking import user_message
 from swift.engines.interactive import Session, print_answer, turn_sampling
 from swift.engines.options import check_backend
 from swift.engines.protocol import Engine, GenerationRequest
@@ -59,6 +61,9 @@ def check_combinations(config: InferConfig) -> None:
         )
     if config.given("truncation_strategy") and not config.given("max_length"):
         raise UsageError("has no length to cut to", where="--truncation_strategy", fix="add --max_length")
+    for kind in KINDS:
+        if config.value(f"{kind}s") and config.infer.prompt is None:
+            raise UsageError("belongs to --prompt", where=f"--{kind}s", fix='add --prompt "..."')
     if not has_rows(config) and not config.infer.load_data_args:
         data = [name for name, spec in config.specs().items() if spec.section == "data"]
         for name in (*ROWS_ONLY, *data):
@@ -94,7 +99,8 @@ def run(config: InferConfig, source: setup.Source | None) -> int:
             return run_rows(config, engine, replies, questions)
         if config.infer.prompt is not None:
             return run_prompt(config, engine, replies)
-        session = Session(engine, setup.sampling_of(config), replies, bool(config.infer.stream))
+        takes_media = encoder.processor is not None
+        session = Session(engine, setup.sampling_of(config), replies, bool(config.infer.stream), takes_media)
         session.run()
         return 1 if session.failures and not sys.stdin.isatty() else 0
     finally:
@@ -111,8 +117,9 @@ def build(config: InferConfig, source: setup.Source | None) -> tuple[Engine, Any
 
 
 def run_prompt(config: InferConfig, engine: Engine, replies: Replies) -> int:
+    given = {kind: config.value(f"{kind}s") for kind in KINDS}
     request = GenerationRequest(
-        messages=[{"role": "user", "content": config.infer.prompt}], sampling=setup.sampling_of(config)
+        messages=[user_message(str(config.infer.prompt), given)], sampling=setup.sampling_of(config)
     )
     print_answer(engine, request, replies, bool(config.infer.stream))
     return 0

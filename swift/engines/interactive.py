@@ -11,6 +11,7 @@ import time
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from swift.engines.asking import user_message
 from swift.engines.protocol import Collector, Engine, GenerationRequest, Result, Sampling
 from swift.engines.replies import Replies
 from swift.errors import SwiftError
@@ -30,9 +31,9 @@ class Conversation:
     system: str | None = None
     messages: list[dict[str, Any]] = field(default_factory=list)
 
-    def asking(self, query: str) -> list[dict[str, Any]]:
+    def asking(self, message: dict[str, Any]) -> list[dict[str, Any]]:
         head = [{"role": "system", "content": self.system}] if self.system is not None else []
-        return [*head, *self.messages, {"role": "user", "content": query}]
+        return [*head, *self.messages, message]
 
 
 @dataclass
@@ -73,10 +74,12 @@ COMMANDS = ("exit", "quit", "clear", "multi-line", "single-line", "reset-system"
 
 
 class Session:
-    """One conversation after the other. `stream` shows answers as they come; `failures` counts those that failed."""
+    """One conversation after the other. `stream` shows answers as they come; `takes_media`: <image>, <video> and
+    <audio> in a text stand for files that are asked for. `failures` counts the answers that failed."""
 
-    def __init__(self, engine: Engine, sampling: Sampling, replies: Replies, stream: bool):
+    def __init__(self, engine: Engine, sampling: Sampling, replies: Replies, stream: bool, takes_media: bool = False):
         self._engine, self._sampling, self._replies, self._stream = engine, sampling, replies, stream
+        self._takes_media = takes_media
         self._conversation = Conversation()
         self._input = Input()
         self._turn = 0
@@ -120,8 +123,14 @@ class Session:
             _remark(HELP)
 
     def _answer(self, query: str) -> None:
+        try:
+            message = self._message(query)
+        except SwiftError as error:
+            self.failures += 1
+            _remark(f"swift: {error}")
+            return
         request = GenerationRequest(
-            messages=self._conversation.asking(query), sampling=turn_sampling(self._sampling, self._turn)
+            messages=self._conversation.asking(message), sampling=turn_sampling(self._sampling, self._turn)
         )
         self._turn += 1
         began = time.monotonic()
@@ -136,7 +145,13 @@ class Session:
         if sys.stdin.isatty():
             count = result.usage.completion_tokens
             _remark(f"({count} tokens, {count / max(seconds, 1e-9):.1f} tokens/s{', stopped' * _stopped(result)})")
-        self._conversation.messages += [{"role": "user", "content": query}, self._replies.message(text)]
+        self._conversation.messages += [message, self._replies.message(text)]
+
+    def _message(self, query: str) -> dict[str, Any]:
+        """What was typed, with the media that its tags stand for: those without a name are asked for."""
+        if not self._takes_media:
+            return {"role": "user", "content": query}
+        return user_message(query, ask=lambda kind: self._input.read(f"{kind} (path or URL) <<< ").strip())
 
 
 def _stopped(result: Result) -> bool:

@@ -22,10 +22,14 @@ class Lengths:
     truncation: str = "delete"
     default: int | None = None
 
-    def cut(self, ids: list[int]) -> list[int]:
+    def cut(self, ids: list[int], whole: bool = False) -> list[int]:
+        """The ids within the limit; PromptTooLong where they can't be cut, as with media in them (`whole`)."""
         limit = self.prompt_limit
         if limit is None or len(ids) <= limit:
             return ids
+        if whole:
+            what = f"the prompt has {len(ids)} tokens with its media, --max_length allows {limit}"
+            raise PromptTooLong(what, tokens=len(ids), limit=limit, fix="a larger --max_length, or smaller media")
         if self.truncation == "left":
             return ids[-limit:]
         if self.truncation == "right":

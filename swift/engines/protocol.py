@@ -98,11 +98,13 @@ class Sampling:
 @dataclass(frozen=True)
 class GenerationRequest:
     """Either `messages` (and `tools`), which the engine puts through the model's chat template, or ready
-    `prompt_ids`. `adapter` names one of the engine's LoRA adapters; None is the base model.
+    `prompt_ids`, with the tensors that a model of images, videos or audio takes beside them in `inputs` (blocks of
+    messages hold their media themselves). `adapter` names one of the engine's LoRA adapters; None is the base model.
     """
 
     messages: Sequence[Mapping[str, Any]] | None = None
     prompt_ids: Sequence[int] | None = None
+    inputs: Mapping[str, Any] | None = None
     tools: Sequence[Mapping[str, Any]] | None = None
     sampling: Sampling = Sampling()
     adapter: str | None = None

@@ -7,7 +7,7 @@ is repeatable; a request that fails, fails alone. Knows nothing of files or the 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, TypeVar
@@ -96,7 +96,7 @@ class PtEngine:
         self.capabilities.check(request)
         self._check(sampling)
         rule = SamplingRule.of(sampling, self._generation_config)
-        prompt_ids = self._prompt_ids(request)
+        prompt_ids, inputs = self._prompt(request)
         end_ids = self._end_ids | frozenset(sampling.stop_token_ids)
         grammar = self._grammars.start(sampling.grammar) if sampling.grammar is not None else None
         return GenerationState(
@@ -110,6 +110,7 @@ class PtEngine:
             stops=sampling.stop,
             num_beams=sampling.num_beams,
             prompt_logprobs=sampling.prompt_logprobs,
+            inputs=inputs,
         )
 
     def _check(self, sampling: Sampling) -> None:
@@ -131,7 +132,9 @@ class PtEngine:
                 if getattr(sampling, name) != getattr(Sampling(), name):
                     raise RequestError(f"{name} can't be had with beam search", fix="num_beams 1", param=name)
 
-    def _prompt_ids(self, request: GenerationRequest) -> list[int]:
+    def _prompt(self, request: GenerationRequest) -> tuple[list[int], Mapping[str, Any] | None]:
+        """The prompt's ids, and the tensors that the model takes beside them."""
+        inputs = request.inputs
         if (request.prompt_ids is None) == (request.messages is None):
             raise RequestError("a request has either messages or prompt_ids")
         if request.prompt_ids is not None:
@@ -140,7 +143,7 @@ class PtEngine:
             raise RequestError("this engine has no chat template: send prompt_ids")
         else:
             with self._tokenizer_lock:
-                ids = list(self._encoder.prompt(request.messages, request.tools))
+                ids, inputs = self._encoder.prompt_inputs(request.messages, request.tools)
         if not ids:
             raise RequestError("the prompt is empty", param="prompt")
         if not 0 <= min(ids) <= max(ids) < self._vocabulary:
@@ -149,7 +152,7 @@ class PtEngine:
                 f"the prompt has the token id {wrong}, the model's vocabulary {self._vocabulary} tokens",
                 param="prompt_ids",
             )
-        return self._lengths.cut(ids)
+        return self._lengths.cut(list(ids), whole=inputs is not None), inputs
 
     def in_model_thread(self, work: Callable[[Any], T]) -> Future[T]:
         """Call `work(model)` between two steps of the running requests, in the thread that owns the model, without

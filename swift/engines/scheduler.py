@@ -159,7 +159,7 @@ class Scheduler:
             chosen = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
         group: list[GenerationState] = []
         for state in chosen:
-            if state.num_beams > 1 or not self._model.can_step:
+            if state.num_beams > 1 or state.inputs is not None or not self._model.can_step:
                 self._whole(state)
             elif state.alone or len(state.ids) > self._chunk or not self._model.can_pad:
                 self._prefilling.append(Batch(self._model, [state], self._chunk))

@@ -5,7 +5,7 @@ Knows nothing of batches or caches.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -18,7 +18,8 @@ from swift.engines.stream import GenerationStream
 class GenerationState:
     """`ids` are the prompt and what has been generated. At most `limit` tokens are generated; `end_ids` end the answer.
 
-    `hidden_ids` leave no text. `cancelled` is a wish of the reader's; `alone` says that no other row may be beside it.
+    `inputs` are the tensors that the model takes beside the prompt's ids. `hidden_ids` leave no text. `cancelled` is
+    a wish of the reader's; `alone` says that no other row may be beside it.
     """
 
     def __init__(
@@ -34,8 +35,10 @@ class GenerationState:
         stops: Sequence[str] = (),
         num_beams: int = 1,
         prompt_logprobs: int | None = None,
+        inputs: Mapping[str, Any] | None = None,
     ):
         self.ids = list(prompt_ids)
+        self.inputs = inputs
         self.prompt_length = len(self.ids)
         self.sampler, self.stream = sampler, stream
         self.limit, self.end_ids, self.num_beams = limit, end_ids, num_beams

@@ -266,6 +266,8 @@ def build_encoder(config: InferConfig, source: Source, tokenizer: Any) -> Any:
     """The ChatEncoder that the options mean, or what stands for it with --use_chat_template false."""
     from swift.chat import ChatEncoder
     from swift.chat.template import choose_template
+    from swift.data.processors import find_processing
+    from swift.models.gguf import as_directory
 
     chat = config.chat
     if not chat.use_chat_template:
@@ -278,6 +280,7 @@ def build_encoder(config: InferConfig, source: Source, tokenizer: Any) -> Any:
         system=chat.system,
         enable_thinking=chat.enable_thinking,
         response_prefix=chat.response_prefix,
+        processor=find_processing(as_directory(source.files.path), config.media, config.model.trust_remote_code),
     )
 
 
@@ -286,6 +289,8 @@ class PlainEncoder:
 
     `parse` reads replies where they aren't plain text.
     """
+
+    processor = None
 
     def __init__(
         self,
@@ -301,6 +306,9 @@ class PlainEncoder:
         if tools:
             raise UsageError("tools need a chat template", where="--use_chat_template false", fix="leave it out")
         return self.tokenizer(self.prompt_text(messages))["input_ids"]
+
+    def prompt_inputs(self, messages: Sequence[Mapping[str, Any]], tools: Any = None) -> tuple[list[int], None]:
+        return self.prompt(messages, tools), None
 
     def prompt_text(self, messages: Sequence[Mapping[str, Any]], tools: Any = None) -> str:
         head = self.system if not any(message["role"] == "system" for message in messages) else ""

@@ -4,6 +4,7 @@ rows can't be computed step by step here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -21,6 +22,11 @@ class _Cancelled(StoppingCriteria):
         return torch.full((input_ids.shape[0],), self._state.cancelled, device=input_ids.device)
 
 
+def moved(inputs: Mapping[str, torch.Tensor], device: torch.device, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """A prompt's tensors where the model is, numbers with a fraction in its dtype."""
+    return {name: value.to(device, dtype if value.is_floating_point() else None) for name, value in inputs.items()}
+
+
 def generate_whole(model: Any, state: GenerationState) -> None:
     """Generate the whole answer and hand it to the state's reader. Sampling between beams uses a random state of its
     own.
@@ -35,6 +41,7 @@ def generate_whole(model: Any, state: GenerationState) -> None:
             "min_p": rule.min_p or None,
         }
     ids = torch.tensor([state.ids], device=model.get_input_embeddings().weight.device)
+    settings |= moved(state.inputs or {}, ids.device, model.dtype)
     with torch.random.fork_rng(enabled=rule.temperature > 0):
         if state.sampler.seed is not None:
             torch.manual_seed(state.sampler.seed)

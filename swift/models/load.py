@@ -67,10 +67,15 @@ def _tokens_of_file(path: Path) -> list[str]:
     return [line.strip() for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
 
 
+def has_processor(path: Path) -> bool:
+    """Whether the model in directory `path` takes more than text."""
+    return any((path / name).is_file() for name in PROCESSOR_FILES)
+
+
 def load_processor(path: Path | str, *, trust_remote_code: bool = False):
     """The multimodal processor in directory `path`, or None when the model is text-only."""
     path = Path(path)
-    if not any((path / name).is_file() for name in PROCESSOR_FILES):
+    if not has_processor(path):
         return None
     from transformers import AutoProcessor
 

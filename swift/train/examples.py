@@ -13,11 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from swift import runs
+from swift.chat.processing import Processing
 from swift.config.commands import SftConfig
 from swift.data import DataReport, EncodedDataset, PadCollator, Prepared, Rows, make_encoder, prepare, write_rows
 from swift.data.heads import HeadCollator, HeadDataset
+from swift.data.media_batch import MediaCollator
 from swift.data.prepare import refuse_nothing, use_template
-from swift.errors import DataError
+from swift.data.processors import find_processing
+from swift.errors import DataError, UsageError
 from swift.hub import LocalModel
 from swift.train.head_rows import prepare_heads
 
@@ -30,7 +33,7 @@ class Examples:
 
     train: EncodedDataset | HeadDataset
     val: EncodedDataset | HeadDataset | None
-    collate: PadCollator | HeadCollator
+    collate: PadCollator | HeadCollator | MediaCollator
     fingerprint: str
     source: Callable[[int], str]
     prepared: Prepared
@@ -65,7 +68,10 @@ def prepare_rows(
     Returns the config with the template that was chosen, so that the run's args.json holds it.
     """
     config, template = use_template(config, model, tokenizer)
-    encoder = make_encoder(config.chat, tokenizer, template, model.directory)
+    processing = None
+    if config.head.task_type == "causal_lm":
+        processing = find_processing(model.directory, config.media, config.model.trust_remote_code)
+    encoder = make_encoder(config.chat, tokenizer, template, model.directory, processing)
     options, training = config.model, config.training
     if config.head.task_type != "causal_lm":
         config, prepared = prepare_heads(config, encoder, check)
@@ -111,13 +117,37 @@ def prepare_examples(
     config, prepared = prepare_rows(config, model, tokenizer, world_size)
     log.info(prepared.report.to_text())
     check_rows(config, prepared)
-    collate: PadCollator | HeadCollator
-    if config.head.task_type != "causal_lm":
-        collate = HeadCollator(tokenizer.pad_token_id)
-    else:
-        collate = PadCollator(tokenizer.pad_token_id, padding_side=config.chat.padding_side, with_row_ids=True)
+    collate = _collator(config, prepared, tokenizer)
     train = prepared.train
     return config, Examples(train, prepared.val, collate, train.fingerprint(), prepared.source, prepared)
+
+
+def _collator(config: SftConfig, prepared: Prepared, tokenizer: Any) -> PadCollator | HeadCollator | MediaCollator:
+    if config.head.task_type != "causal_lm":
+        return HeadCollator(tokenizer.pad_token_id)
+    pad = PadCollator(tokenizer.pad_token_id, padding_side=config.chat.padding_side, with_row_ids=True)
+    processing = prepared.encoder.processor
+    if processing is None:
+        return pad
+    for split, size in (
+        (prepared.train, config.training.per_device_train_batch_size),
+        (prepared.val, config.evaluation.per_device_eval_batch_size),
+    ):
+        if split is not None and size > 1:
+            _check_mixture(split, processing)
+    return MediaCollator(pad, processing, config.model.torch_dtype)
+
+
+def _check_mixture(split: EncodedDataset, processing: Processing) -> None:
+    """UsageError for rows of text beside rows with images where the model can't have both in a batch."""
+    if not 0 < len(split.media) < len(split):
+        return
+    media = dict(next(iter(split.media.values())))
+    if not processing.mixes(media.pop("text"), media):
+        raise UsageError(
+            "this model can't have rows of text beside rows with images in one batch",
+            fix="--per_device_train_batch_size 1 --per_device_eval_batch_size 1, or give every row an image",
+        )
 
 
 def _named(config: SftConfig, option: str) -> tuple[str, ...]:

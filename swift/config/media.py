@@ -1,0 +1,12 @@
+"""The section that says how images, videos and audio are read, for training and for generation alike."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from swift.config.options import option
+
+
+@dataclass(frozen=True)
+class MediaOptions:
+    max_pixels: int | None = option(low=1)

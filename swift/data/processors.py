@@ -1,0 +1,21 @@
+"""The processor of a model directory, as the options want media read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from swift.chat.medium import MediaSettings
+from swift.chat.processing import Processing
+from swift.config.media import MediaOptions
+
+
+def find_processing(directory: Path, options: MediaOptions, trust_remote_code: bool = False) -> Processing | None:
+    """What makes tensors of the media in rows; None for a model of text. The processor itself is loaded when it is
+    needed."""
+    from swift.models.load import has_processor, load_processor
+
+    if not has_processor(directory):
+        return None
+    return Processing(
+        lambda: load_processor(directory, trust_remote_code=trust_remote_code), MediaSettings(options.max_pixels)
+    )

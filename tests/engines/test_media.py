@@ -1,0 +1,68 @@
+"""Requests with images: greedy answers are those of transformers' generate, whatever runs beside them."""
+
+from __future__ import annotations
+
+import pytest
+
+from swift.chat import ChatEncoder
+from swift.engines.protocol import GenerationRequest, PromptTooLong, Sampling, generate, generate_all
+from swift.engines.pt import PtEngine
+from swift.errors import DataError
+from tests import tiny_vlm
+
+GREEDY = Sampling(max_new_tokens=12, temperature=0.0)
+
+
+@pytest.fixture(scope="module", params=tiny_vlm.FAMILIES)
+def family(request, tmp_path_factory):
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    path = tiny_vlm.checkpoint(tmp_path_factory.mktemp(request.param), request.param)
+    model = AutoModelForImageTextToText.from_pretrained(path).eval()
+    return AutoProcessor.from_pretrained(path), model
+
+
+@pytest.fixture
+def talks(tmp_path):
+    pictures = [tiny_vlm.picture(tmp_path / f"{i}.png", i, size) for i, size in enumerate([(60, 40), (30, 70)])]
+    a, b = ({"type": "image", "image": picture} for picture in pictures)
+    return [
+        [{"role": "user", "content": [a, {"type": "text", "text": "What is this?"}]}],
+        [{"role": "user", "content": [{"type": "text", "text": "Who are you?"}]}],
+        [{"role": "user", "content": [a, {"type": "text", "text": "and"}, b, {"type": "text", "text": "two?"}]}],
+    ]
+
+
+def wanted(processor, model, talk):
+    inputs = processor.apply_chat_template(
+        [talk], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
+    )
+    ids = model.generate(**inputs, do_sample=False, max_new_tokens=12, pad_token_id=0)
+    return ids[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def test_greedy_answers_are_those_of_generate(family, talks):
+    processor, model = family
+    engine = PtEngine(model, processor.tokenizer, ChatEncoder(processor.tokenizer, processor=processor))
+    try:
+        expected = [wanted(processor, model, talk) for talk in talks]
+        requests = [GenerationRequest(messages=talk, sampling=GREEDY) for talk in [*talks, *talks]]
+        found = [list(result.token_ids) for result in generate_all(engine, requests)]
+        assert found == [*expected, *expected]
+        assert expected[0] != expected[1]
+    finally:
+        engine.close()
+
+
+def test_what_can_t_be_answered_fails_alone(family, talks, tmp_path):
+    processor, model = family
+    encoder = ChatEncoder(processor.tokenizer, processor=processor)
+    engine = PtEngine(model, processor.tokenizer, encoder, prompt_limit=16, truncation="left")
+    try:
+        with pytest.raises(PromptTooLong):
+            generate(engine, GenerationRequest(messages=talks[2], sampling=GREEDY))
+        gone = [{"role": "user", "content": [{"type": "image", "image": str(tmp_path / "gone.png")}]}]
+        with pytest.raises(DataError, match="gone.png"):
+            generate(engine, GenerationRequest(messages=gone, sampling=GREEDY))
+    finally:
+        engine.close()

@@ -1,0 +1,159 @@
+"""Tiny random checkpoints that see: a language model, a vision tower, and the processor that real ones of the family
+have. Those here need no torchvision; `FAMILIES` differ in how pixels and placeholders are laid out.
+
+llava: one placeholder, one tensor row for each image. gemma3: text around the placeholder, kinds of tokens.
+idefics3: images by row and mask of pixels, tiles written as text. mllama: cross attention, nothing expanded.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from tests import tiny
+
+TEMPLATE = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.content is string %}{{ m.content }}{% else %}"
+    "{% for p in m.content %}{% if p.type == 'image' %}IMAGE{% else %}{{ p.text }}{% endif %}{% endfor %}"
+    "{% endif %}<|im_end|>\n{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+TEXT = dict(
+    vocab_size=640,
+    hidden_size=32,
+    intermediate_size=64,
+    num_hidden_layers=2,
+    num_attention_heads=2,
+    num_key_value_heads=1,
+    max_position_embeddings=1024,
+    pad_token_id=0,
+    bos_token_id=None,
+    eos_token_id=2,
+)
+TOWER = dict(
+    hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, image_size=28, patch_size=14
+)
+
+
+def tokenizer(image: str = "<image>", **named: str):
+    """`image` is what the template writes for an image; `named` are special tokens with a name of their own."""
+    from transformers import PreTrainedTokenizerFast
+
+    plain = tiny.tokenizer(None)
+    tokens = [image, *named.values(), "<fake_token_around_image>", "<global-img>", "<end_of_utterance>"]
+    plain.add_tokens(list(dict.fromkeys(tokens)), special_tokens=True)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=plain.backend_tokenizer,
+        eos_token="<|im_end|>",
+        pad_token="<|endoftext|>",
+        extra_special_tokens=named,
+    )
+    fast.chat_template = TEMPLATE.replace("IMAGE", image)
+    return fast
+
+
+def llava():
+    import transformers as tf
+    from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+    t = tokenizer()
+    config = tf.LlavaConfig(
+        text_config=dict(TEXT, model_type="llama"),
+        vision_config=dict(TOWER, model_type="clip_vision_model", projection_dim=16),
+        image_token_index=t.convert_tokens_to_ids("<image>"),
+        image_seq_length=4,
+    )
+    images = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    settings = dict(patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1)
+    return tf.LlavaForConditionalGeneration, config, tf.LlavaProcessor(images, t, **settings)
+
+
+def gemma3():
+    import transformers as tf
+    from transformers.models.gemma3.image_processing_pil_gemma3 import Gemma3ImageProcessorPil
+
+    names = dict(boi_token="<start_of_image>", eoi_token="<end_of_image>", image_token="<image_soft_token>")
+    t = tokenizer("<start_of_image>", **names)
+    layers = ["sliding_attention", "full_attention"]
+    config = tf.Gemma3Config(
+        text_config=dict(TEXT, head_dim=16, sliding_window=32, query_pre_attn_scalar=16, layer_types=layers),
+        vision_config=dict(TOWER, image_size=56),
+        mm_tokens_per_image=4,
+        boi_token_index=t.convert_tokens_to_ids(t.boi_token),
+        eoi_token_index=t.convert_tokens_to_ids(t.eoi_token),
+        image_token_index=t.convert_tokens_to_ids(t.image_token),
+    )
+    images = Gemma3ImageProcessorPil(size={"height": 56, "width": 56})
+    return tf.Gemma3ForConditionalGeneration, config, tf.Gemma3Processor(images, t, image_seq_length=4)
+
+
+def idefics3():
+    import transformers as tf
+    from transformers.models.idefics3.image_processing_pil_idefics3 import Idefics3ImageProcessorPil
+
+    t = tokenizer()
+    config = tf.Idefics3Config(
+        text_config=dict(TEXT, model_type="llama"),
+        vision_config=dict(TOWER, image_size=56),
+        image_token_id=t.convert_tokens_to_ids("<image>"),
+        scale_factor=2,
+    )
+    size = {"longest_edge": 112}
+    images = Idefics3ImageProcessorPil(size=size, max_image_size={"longest_edge": 56}, do_image_splitting=True)
+    return tf.Idefics3ForConditionalGeneration, config, tf.Idefics3Processor(images, t, image_seq_len=4)
+
+
+def mllama():
+    import transformers as tf
+    from transformers.models.mllama.image_processing_pil_mllama import MllamaImageProcessorPil
+
+    t = tokenizer("<|image|>", image_token="<|image|>")
+    t.bos_token, t.chat_template = "<|endoftext|>", "<|endoftext|>" + t.chat_template
+    vision = dict(
+        hidden_size=16,
+        intermediate_size=32,
+        num_hidden_layers=2,
+        num_global_layers=1,
+        attention_heads=2,
+        image_size=28,
+        patch_size=14,
+        vision_output_dim=32,
+        intermediate_layers_indices=[0],
+        max_num_tiles=2,
+        supported_aspect_ratios=[[1, 1], [1, 2], [2, 1]],
+    )
+    config = tf.MllamaConfig(
+        text_config=dict(TEXT, bos_token_id=1, cross_attention_layers=[1]),
+        vision_config=vision,
+        image_token_index=t.convert_tokens_to_ids("<|image|>"),
+    )
+    images = MllamaImageProcessorPil(size={"height": 28, "width": 28}, max_image_tiles=2)
+    return tf.MllamaForConditionalGeneration, config, tf.MllamaProcessor(images, t)
+
+
+FAMILIES = {"llava": llava, "gemma3": gemma3, "idefics3": idefics3, "mllama": mllama}
+
+
+def checkpoint(path: Path, family: str = "llava") -> Path:
+    """Save a tiny model and its processor as a plain transformers directory; what it sees shows in its logits."""
+    import torch
+
+    kind, config, processor = FAMILIES[family]()
+    torch.manual_seed(0)
+    model = kind(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():  # gates and projections that begin at zero would see nothing
+            if parameter.abs().sum() == 0 or "gate" in name.rpartition(".")[2]:
+                parameter.normal_(std=0.3)
+    model.save_pretrained(path)
+    processor.chat_template = processor.tokenizer.chat_template
+    processor.save_pretrained(path)
+    return path
+
+
+def picture(path: Path, seed: int = 0, size: tuple[int, int] = (60, 40)) -> str:
+    """A picture of noise, so that no two are alike."""
+    import numpy as np
+    from PIL import Image
+
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return str(path)
