@@ -219,6 +219,8 @@ def _convert_scalar(spec: Spec, raw: Any, where: str) -> Any:
         return convert_bool(raw, where)
     if spec.kind == "str":
         value: Any = str(raw).lower() if isinstance(raw, bool) else str(raw)
+        if isinstance(raw, dict):  # of a config file
+            value = json.dumps(raw)
     else:
         value = _number(spec, raw, where)
     if spec.choices and value not in spec.choices:

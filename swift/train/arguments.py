@@ -14,6 +14,7 @@ from transformers.training_args import OptimizerNames
 
 from swift.config.commands import SftConfig
 from swift.errors import SwiftError, UsageError
+from swift.train.fsdp_options import read_fsdp
 
 SAME_NAME = (
     "num_train_epochs",
@@ -113,6 +114,7 @@ def training_arguments(config: SftConfig, total_steps: int) -> TrainingArguments
             fp16=bool(training.fp16),
             activation_checkpointing=training.gradient_checkpointing,
             activation_checkpointing_kwargs=_checkpointing_kwargs(training.gradient_checkpointing_kwargs),
+            **_fsdp(config),
             data_seed=config.data.data_seed,
             per_device_eval_batch_size=evaluation.per_device_eval_batch_size,
             metric_for_best_model=evaluation.metric_for_best_model,
@@ -133,6 +135,11 @@ def training_arguments(config: SftConfig, total_steps: int) -> TrainingArguments
     except (ValueError, ImportError) as error:
         # transformers checks combinations of its own; its message names the options.
         raise UsageError(str(error).strip().splitlines()[0], where="training options") from error
+
+
+def _fsdp(config: SftConfig) -> dict:
+    fsdp = read_fsdp(config)
+    return {} if fsdp is None else {"fsdp": True, "fsdp_config": dict(fsdp.settings)}
 
 
 def _checkpointing_kwargs(given: dict | None) -> dict:

@@ -68,8 +68,8 @@ def build_trainer(
     quiet = config.logging.log_level in ("warning", "error")
     progress = Progress(plain=config.logging.disable_tqdm, quiet=quiet)
 
-    def save_model_files(directory: Path) -> None:
-        save_weights(model, directory, config.saving.max_shard_size)
+    def save_model_files(directory: Path, state: dict[str, torch.Tensor] | None = None) -> None:
+        save_weights(model, directory, config.saving.max_shard_size, state)
         if save_tokenizer:
             tokenizer.save_pretrained(str(directory))
         if (run_dir / runs.ARGS).is_file():

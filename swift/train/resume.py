@@ -45,6 +45,8 @@ FREE = {
     "ddp_backend",
     "ddp_find_unused_parameters",
     "ddp_broadcast_buffers",
+    "fsdp",
+    "fsdp_config",
     "gradient_checkpointing",
     "gradient_checkpointing_kwargs",
 }

@@ -25,6 +25,7 @@ from swift.train.examples import Examples, prepare_examples
 from swift.train.interrupt import Interrupt
 from swift.train.resume import ResumePoint
 from swift.train.sft import Advice, Setup
+from swift.train.sharding import DDP, sharded
 
 if TYPE_CHECKING:
     from transformers import TrainingArguments
@@ -46,6 +47,14 @@ def plan(setup: Setup) -> tuple[Setup, LoadPlan]:
     if config.tuner.tuner_type == "full" and loading.dtype == "float16":
         config = config.decide("weights that train in float16 lose small updates", torch_dtype="float32", fp16=True)
         loading = plan_loading(config.model, config.quantization, setup.files, device, training=True)
+    if sharded(config) and loading.quantized:
+        raise UsageError("the checkpoint's weights are quantized, and can't be cut in shards", where="--fsdp", fix=DDP)
+    if sharded(config) and config.tuner.tuner_type == "full" and loading.dtype == "bfloat16":
+        why = "FSDP keeps weights that train in float32 and computes in bfloat16"
+        config = config.decide(why, torch_dtype="float32", bf16=True)
+        loading = plan_loading(config.model, config.quantization, setup.files, device, training=True)
+    if sharded(config) and device.kind != "cpu":
+        loading = dataclasses.replace(loading, device_map={"": "cpu"})  # each process moves its shards to its device
     if config.model.torch_dtype is None:
         config = config.decide(loading.reasons["dtype"], torch_dtype=loading.dtype)
     config = _decide_autocast(config, loading.dtype)

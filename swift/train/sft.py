@@ -24,6 +24,7 @@ from swift.say import speak
 from swift.train import elastic, resume
 from swift.train.checkpoints import require_state
 from swift.train.resume import ResumePoint
+from swift.train.sharding import decide_sharding
 
 # (decided config, model, tokens of each training row or None in a dry run, share of tokens that are learned) -> lines
 # to show of memory and time; ResourceError for what surely can't fit.
@@ -75,6 +76,7 @@ def prepare(config: SftConfig) -> Setup:
     files = check_model_files(model.path)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     config = decide_sft(config, _label(config.model.model), files.context, world_size)
+    config = decide_sharding(config, world_size)
     for name in ("output_dir", "logging_dir"):
         _check_writable(config.value(name))
     return Setup(config, model, files, adapter, point, world_size)

@@ -1,4 +1,5 @@
-"""Equal shares of an epoch for several processes: rows that fill up the last batches and count for nothing.
+"""The order of the rows in an epoch, and equal shares of it for several processes: rows that fill up the last batches
+and count for nothing.
 
 Promises: every row is computed once, by one process, and a step over several processes has the loss of one process
 with the same rows. (accelerate would repeat rows instead, which then weigh twice.) A filler is a real row none of whose
@@ -7,13 +8,51 @@ tokens is a label, so a model sees only shapes that data has. Knows nothing of m
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import chain
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.utils.data import Sampler
+from transformers.trainer_pt_utils import get_length_grouped_indices
 
 from swift.train.losses import IGNORED
+
+
+class EpochOrder(Sampler[int]):
+    """The rows' order in each epoch, from the seed and the epoch's number alone.
+
+    Random order is the same as that of a plain Trainer with this seed. Grouping puts rows of like length (`lengths`,
+    tokens) into one batch. Behind the rows come the numbers up to `places`: fillers.
+    """
+
+    def __init__(
+        self,
+        count: int,
+        seed: int,
+        shuffle: bool,
+        lengths: Sequence[int] | None = None,
+        group: int = 1,
+        places: int | None = None,
+    ):
+        self.count, self.seed, self.shuffle, self.lengths, self.group = count, seed, shuffle, lengths, group
+        self.places = count if places is None else places
+        self.epoch = 0
+
+    def __len__(self) -> int:
+        return self.places
+
+    def __iter__(self) -> Iterator[int]:
+        return chain(self._rows(), range(self.count, self.places))
+
+    def _rows(self) -> Iterator[int]:
+        if not self.shuffle:
+            return iter(range(self.count))
+        generator = torch.Generator().manual_seed(self.seed + self.epoch)
+        if self.lengths is not None:
+            return iter(get_length_grouped_indices(self.lengths, self.group, generator=generator))
+        return iter(torch.randperm(self.count, generator=generator).tolist())
 
 
 class Filler(NamedTuple):

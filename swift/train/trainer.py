@@ -13,68 +13,34 @@ import inspect
 import json
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from itertools import chain
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Sampler
+from peft import PeftModel
+from torch.utils.data import DataLoader
 from transformers import DefaultFlowCallback, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
-from transformers.trainer_pt_utils import get_length_grouped_indices
+from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from swift import runs
 from swift.errors import TrainingError
-from swift.train import checkpoints, metrics, random_state
+from swift.train import checkpoints, fsdp, metrics, random_state
 from swift.train.callbacks import Reporter, Schedule
 from swift.train.losses import IGNORED, LossParts, causal_loss, label_positions
-from swift.train.shares import Filled, WithoutFillers, counted_tokens
+from swift.train.shares import EpochOrder, Filled, WithoutFillers, counted_tokens
 
 # Sums of a window that are the same in every process, or a mean over them.
 MEANS = ("loss", "steps")
-
-
-class EpochOrder(Sampler[int]):
-    """The rows' order in each epoch, from the seed and the epoch's number alone.
-
-    Random order is the same as that of a plain Trainer with this seed. Grouping puts rows of like length (`lengths`,
-    tokens) into one batch. Behind the rows come the numbers up to `places`: fillers.
-    """
-
-    def __init__(
-        self,
-        count: int,
-        seed: int,
-        shuffle: bool,
-        lengths: Sequence[int] | None = None,
-        group: int = 1,
-        places: int | None = None,
-    ):
-        self.count, self.seed, self.shuffle, self.lengths, self.group = count, seed, shuffle, lengths, group
-        self.places = count if places is None else places
-        self.epoch = 0
-
-    def __len__(self) -> int:
-        return self.places
-
-    def __iter__(self) -> Iterator[int]:
-        return chain(self._rows(), range(self.count, self.places))
-
-    def _rows(self) -> Iterator[int]:
-        if not self.shuffle:
-            return iter(range(self.count))
-        generator = torch.Generator().manual_seed(self.seed + self.epoch)
-        if self.lengths is not None:
-            return iter(get_length_grouped_indices(self.lengths, self.group, generator=generator))
-        return iter(torch.randperm(self.count, generator=generator).tolist())
 
 
 class SftTrainer(Trainer):
     """`train_dataset` and `eval_dataset`: sequences of encoded rows. `data_collator` gives `input_ids`,
     `attention_mask`, `labels` int64 [B, T] and `row_ids`, a list of B; `sources(row_id)` says where a row comes from.
 
-    `save_model_files(directory)` writes the weights (and the tokenizer) of one checkpoint; `load_weights(directory)`
-    puts a checkpoint's weights into the model. `parameter_groups()`, if given, are the optimizer's.
+    `save_model_files(directory, state)` writes the weights (and the tokenizer) of one checkpoint, out of `state` where
+    the model holds shards; `load_weights(directory)` puts a checkpoint's weights into the model. `parameter_groups()`,
+    if given, are the optimizer's.
     """
 
     def __init__(
@@ -87,7 +53,7 @@ class SftTrainer(Trainer):
         eval_dataset: Sequence[Any] | None,
         schedule: Schedule,
         callbacks: Sequence[TrainerCallback] = (),
-        save_model_files: Callable[[Path], None],
+        save_model_files: Callable[[Path, dict[str, torch.Tensor] | None], None],
         load_weights: Callable[[Path], None],
         sources: Callable[[int], str],
         lengths: Sequence[int] | None = None,
@@ -165,7 +131,7 @@ class SftTrainer(Trainer):
 
     # ---- data ----
 
-    def _get_train_sampler(self, train_dataset: Any = None) -> Sampler[int]:
+    def _get_train_sampler(self, train_dataset: Any = None) -> EpochOrder:
         return self.order
 
     def _run_epoch(self, *args: Any, **kwargs: Any) -> None:
@@ -336,9 +302,12 @@ class SftTrainer(Trainer):
         return result
 
     def _evaluation_sums(self) -> dict[str, float]:
-        rows = range(self.args.process_index, len(self.eval_dataset), self.args.world_size)
+        dataset = self.eval_dataset
+        if self.is_fsdp_enabled:  # every process must compute as many batches, since each holds a part of the weights
+            dataset = Filled(dataset, self.args.per_device_eval_batch_size * self.args.world_size)
+        rows = range(self.args.process_index, len(dataset), self.args.world_size)
         loader = DataLoader(
-            self.eval_dataset,
+            dataset,
             batch_size=self.args.per_device_eval_batch_size,
             sampler=list(rows),
             collate_fn=self.data_collator,
@@ -349,11 +318,11 @@ class SftTrainer(Trainer):
         tally = metrics.Tally(self.args.device)
         for number, batch in enumerate(loader, 1):
             batch = self._prepare_inputs(batch)
-            batch.pop("row_ids")
+            row_ids = batch.pop("row_ids")
             one = torch.ones((), dtype=torch.int64, device=self.args.device)
             loss, parts = self._forward(self.model, batch, one, 0.0)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
-            tally.add_batch(loss, parts or _counted(batch["labels"]), batch["attention_mask"].sum())
+            tally.add_batch(loss, parts or _counted(batch["labels"]), counted_tokens(batch["attention_mask"], row_ids))
             if self.eval_sums_to_host_every and number % self.eval_sums_to_host_every == 0:
                 total = {name: total[name] + value for name, value in tally.values().items()}
                 tally.reset()
@@ -386,8 +355,9 @@ class SftTrainer(Trainer):
                 self._save_optimizer_and_scheduler(str(staging))
                 self._save_scaler(str(staging))
             self.accelerator.wait_for_everyone()
+            state = self._gathered_weights()
             if self.args.should_save:
-                self.save_model_files(staging)
+                self.save_model_files(staging, state)
                 self.state.save_to_json(str(staging / checkpoints.TRAINER_STATE))
                 runs.write_json(staging / checkpoints.PROGRESS, progress)
                 checkpoints.commit(staging, self.run_dir, step)
@@ -417,8 +387,29 @@ class SftTrainer(Trainer):
             "best_checkpoint": self.best_saved.name if self.best_saved else None,
         }
 
+    def _gathered_weights(self) -> dict[str, torch.Tensor] | None:
+        """The weights to save where the model holds shards of them, None otherwise; all processes take part."""
+        if not self.is_fsdp_enabled:
+            return None
+        return fsdp.gathered_weights(self.model, self.args.should_save, trained_only=isinstance(self.model, PeftModel))
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if not self.is_fsdp_enabled:
+            super()._save_optimizer_and_scheduler(output_dir)
+            return
+        state = fsdp.gathered_optimizer(self.optimizer, self.args.should_save)
+        if self.args.should_save:
+            torch.save(state, Path(output_dir) / OPTIMIZER_NAME)
+            torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
+
+    def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
+        if self.is_fsdp_enabled and resume_from_checkpoint is not None:
+            self.load_weights(Path(resume_from_checkpoint))  # while they are whole
+        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
-        self.load_weights(Path(resume_from_checkpoint))
+        if not self.is_fsdp_enabled:
+            self.load_weights(Path(resume_from_checkpoint))
 
     def _init_training_state(
         self, max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
@@ -454,7 +445,12 @@ class SftTrainer(Trainer):
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         if checkpoint is None or not self.resume_only_model:
-            super()._load_optimizer_and_scheduler(checkpoint)
+            if checkpoint is None or not self.is_fsdp_enabled:
+                super()._load_optimizer_and_scheduler(checkpoint)
+                return
+            place = Path(checkpoint)
+            fsdp.load_optimizer(self.optimizer, torch.load(place / OPTIMIZER_NAME, "cpu", weights_only=True))
+            self.lr_scheduler.load_state_dict(torch.load(place / SCHEDULER_NAME, weights_only=True))
             return
         for _ in range(self.state.global_step):
             self.lr_scheduler.step()
@@ -466,8 +462,6 @@ class SftTrainer(Trainer):
 
 def _takes_logits_to_keep(model: torch.nn.Module) -> bool:
     """True when the model can compute the logits of chosen positions only."""
-    from peft import PeftModel
-
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     return "logits_to_keep" in inspect.signature(base.forward).parameters
 

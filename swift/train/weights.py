@@ -12,15 +12,18 @@ from swift.errors import CheckpointError
 from swift.models.quiet import quiet
 
 
-def save_weights(model: torch.nn.Module, directory: Path, max_shard_size: str) -> None:
-    """An adapter directory for a PeftModel, a whole model directory otherwise."""
+def save_weights(
+    model: torch.nn.Module, directory: Path, max_shard_size: str, state: dict[str, torch.Tensor] | None = None
+) -> None:
+    """An adapter directory for a PeftModel, a whole model directory otherwise. `state`: the weights, gathered, where
+    the model holds only shards of them."""
     with quiet():
         if isinstance(model, PeftModel):
             # Whole embeddings never belong to an adapter here (new tokens have rows of their own), and asking peft to
             # find out would make it look for the base model on a hub.
-            model.save_pretrained(str(directory), save_embedding_layers=False)
+            model.save_pretrained(str(directory), save_embedding_layers=False, state_dict=state)
         else:
-            model.save_pretrained(str(directory), max_shard_size=max_shard_size)
+            model.save_pretrained(str(directory), max_shard_size=max_shard_size, state_dict=state)
 
 
 def load_weights(model: torch.nn.Module, directory: Path) -> None:

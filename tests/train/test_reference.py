@@ -181,7 +181,7 @@ def test_weighted_tokens_multiply_their_losses():
 def test_rows_come_in_the_order_of_a_plain_trainer():
     from accelerate.data_loader import SeedableRandomSampler
 
-    from swift.train.trainer import EpochOrder
+    from swift.train.shares import EpochOrder
 
     theirs, ours = SeedableRandomSampler(range(50), data_seed=42), EpochOrder(50, 42, shuffle=True)
     for epoch in range(3):
@@ -191,7 +191,7 @@ def test_rows_come_in_the_order_of_a_plain_trainer():
 
 
 def test_grouping_by_length_needs_less_padding_and_loses_no_row():
-    from swift.train.trainer import EpochOrder
+    from swift.train.shares import EpochOrder
 
     lengths = [(7 * i) % 97 + 1 for i in range(400)]
 

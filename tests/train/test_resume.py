@@ -174,10 +174,10 @@ def test_a_failing_write_leaves_the_earlier_checkpoints_and_nothing_half_written
     trainer = make(tmp_path, "run", cfg, base, rows)
     save = trainer.save_model_files
 
-    def full_disk_at_step_4(directory):
+    def full_disk_at_step_4(directory, state=None):
         if directory.name.endswith("-4"):
             raise OSError(28, "No space left on device")
-        save(directory)
+        save(directory, state)
 
     trainer.save_model_files = full_disk_at_step_4
     with pytest.raises(ResourceError, match="No space left"):

@@ -7,8 +7,7 @@ import pickle
 import pytest
 
 from swift.train.losses import IGNORED
-from swift.train.shares import Filled, Filler, WithoutFillers
-from swift.train.trainer import EpochOrder
+from swift.train.shares import EpochOrder, Filled, Filler, WithoutFillers
 from tests.train import support
 
 
