@@ -64,6 +64,10 @@ def _run(argv: list[str]) -> int:
 
     parsed = parse(config_class, rest, command.positional)
     os.environ.update(parsed.env)
+    if hasattr(parsed.config, "common"):
+        from swift import plugins
+
+        plugins.load(parsed.config.common.external_plugins)
     config = parsed.config.decide(f"swift {name}", **{k: v for k, v in command.forced if not parsed.config.given(k)})
     if command.launch:
         from swift.launch import exec_torchrun_if_asked

@@ -14,6 +14,7 @@ from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
 from swift.catalog.entries import DatasetEntry, FamilyEntry, ModelEntry, read_datasets, read_models
+from swift.catalog.registered import REGISTERED
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -62,17 +63,24 @@ def _index(entries: Iterable[Any]) -> dict[str, Any]:
 def _models() -> _Models:
     types: dict[str, FamilyEntry] = {}
     entries: list[ModelEntry] = []
-    for family, table in read_tables("models"):
+    for family, table in [*REGISTERED.models.items(), *read_tables("models")]:
         for kind, models_of_type in read_models(family, table):
-            types[kind.name] = kind
+            types.setdefault(kind.name, kind)
             entries += models_of_type
     return _Models(types, entries, _index(entries))
 
 
 @cache
 def _datasets() -> _Datasets:
-    entries = [entry for topic, table in read_tables("datasets") for entry in read_datasets(topic, table)]
-    return _Datasets(entries, _index(entries))
+    entries = [own.entry for own in REGISTERED.datasets.values()]
+    entries += [entry for topic, table in read_tables("datasets") for entry in read_datasets(topic, table)]
+    return _Datasets(entries, {**_index(entries), **{name: own.entry for name, own in REGISTERED.datasets.items()}})
+
+
+def forget() -> None:
+    """Index anew at the next look-up: a plugin has registered something."""
+    _models.cache_clear()
+    _datasets.cache_clear()
 
 
 def _plain(name: str) -> str:
@@ -170,11 +178,13 @@ def suggest_datasets(name: str, count: int = 3) -> list[str]:
 
 
 def template_names() -> list[str]:
-    return sorted(path.stem for path in (HERE / "templates").glob("*.jinja"))
+    return sorted({path.stem for path in (HERE / "templates").glob("*.jinja")} | REGISTERED.templates.keys())
 
 
 def template_text(name: str) -> str:
     """The Jinja source of a catalog template; KeyError with the known names when there is none of that name."""
+    if name.lower() in REGISTERED.templates:
+        return REGISTERED.templates[name.lower()]
     path = HERE / "templates" / f"{name}.jinja"
     if name not in template_names():
         raise KeyError(f"no template {name!r}; known: {', '.join(template_names())}")

@@ -34,7 +34,7 @@ def choose_template(asked: str | None, own: object, family: str | None, model: P
         if Path(asked).is_file():
             return TemplateChoice(Path(asked).read_text(encoding="utf-8"))
         if asked not in template_names():
-            fix = f"a Jinja file, or one of {', '.join(template_names())}"
+            fix = f"a Jinja file, one of {', '.join(template_names())}, or the plugin that has it: --external_plugins"
             raise UsageError(f"no template {asked!r}", where="--template", fix=fix)
         return TemplateChoice(template_text(asked))
     if own:

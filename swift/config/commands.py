@@ -34,6 +34,7 @@ class Origin(NamedTuple):
 @dataclass(frozen=True)
 class CommonOptions:
     dry_run: bool = option(False)
+    external_plugins: tuple[str, ...] = option((), aliases=("custom_register_path",))
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,7 @@ TOPICS: dict[str, str] = {
     "data": "streaming shuffle_buffer_size download_mode disable_auto_column_mapping packing packing_length "
     "packing_num_proc packing_strategy decision_type",
     "heads": "reranker_use_activation mrl_dims metric eval_metric predict_with_generate center_rewards_coefficient",
-    "loading": "local_repo_path init_strategy hqq_axis external_plugins custom_register_path use_ray ray_exp_name "
-    "device_groups enable_npu_model_patch",
+    "loading": "local_repo_path init_strategy hqq_axis use_ray ray_exp_name device_groups enable_npu_model_patch",
     "tuners": "tuner_backend use_swift_lora freeze_llm freeze_vit freeze_aligner aligner_lr vit_lr "
     "vit_gradient_checkpointing lora_ga_batch_size lora_ga_iters lora_ga_max_length lora_ga_direction lora_ga_scale "
     "lora_ga_stable_gamma fourier_n_frequency fourier_scaling boft_block_size boft_block_num boft_n_butterfly_factor "
@@ -24,7 +23,7 @@ TOPICS: dict[str, str] = {
     "galore_proj_type galore_optim_per_parameter galore_with_embedding galore_quantization galore_proj_quant "
     "galore_proj_bits galore_proj_group_size galore_cos_threshold galore_gamma_proj galore_queue_size "
     "lisa_activated_layers lisa_step_interval",
-    "training": "optimizer callbacks enable_dft_loss enable_channel_loss router_aux_loss_coef use_logits_to_keep "
+    "training": "optimizer enable_dft_loss enable_channel_loss router_aux_loss_coef use_logits_to_keep "
     "use_flash_ckpt eval_use_evalscope dataset_batch_size "
     "accelerator_config parallelism_config tf32 log_on_each_node save_on_each_node enable_jit_checkpoint",
     "distributed": "deepspeed deepspeed_autotp_size zero_hpz_partition_size ddp_bucket_cap_mb ddp_static_graph",

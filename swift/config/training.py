@@ -95,6 +95,7 @@ class LoggingOptions:
     logging_steps: float = option(5, low=0)
     logging_first_step: bool = option(True)
     logging_dir: str | None = option()
+    callbacks: tuple[str, ...] = option(())
     report_to: tuple[str, ...] = option(("tensorboard",), choices=("tensorboard", "wandb", "swanlab", "none"))
     run_name: str | None = option()
     disable_tqdm: bool = option(False)

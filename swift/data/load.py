@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from swift.catalog.registered import REGISTERED, ChangeRow, OwnDataset
 from swift.config.data import DataOptions
 from swift.data.formats import COLUMNS, ColumnMap, canonical_row
 from swift.data.identity import fill_identity, has_placeholder
@@ -54,6 +55,7 @@ class _Found:
     columns: ColumnMap
     rows: int | None
     is_identity: bool
+    own: OwnDataset | None = None
 
 
 def load_rows(
@@ -109,7 +111,7 @@ class _Loader:
         for word in (*options.dataset, *options.val_dataset):
             self.found[word] = self._find(parse_spec(word))
         files = [file for found in self.found.values() for file in found.files]
-        if cache is None or not big_enough(files):
+        if cache is None or not big_enough(files) or any(found.own for found in self.found.values()):
             return self._load()
         facts = [self.options, self.need_response, self.keep_columns, *self.found.values()]
         return read_cached(cache, row_key(files, list(map(repr, facts))), self._load)
@@ -195,7 +197,8 @@ class _Loader:
         )
         columns, tags = self._columns(info, data, subsets)
         rows = spec.rows if spec.rows is not None or info is None else info.rows
-        return _Found(tuple(data.files), columns, rows, "self-cognition" in tags)
+        own = REGISTERED.datasets.get(spec.name.lower()) if spec.use_hf is None else None
+        return _Found(tuple(data.files), columns, rows, "self-cognition" in tags, own)
 
     def _columns(
         self, info: InfoEntry | None, data: LocalData, subsets: Sequence[str]
@@ -219,6 +222,8 @@ class _Loader:
             try:
                 if isinstance(value, Broken):
                     raise RowError(value.reason, value.detail)
+                if found.own is not None and found.own.change is not None:
+                    value = _changed(value, found.own.change)
                 index = self._append(value, source, folder, found.columns, count)
             except RowError as error:
                 count.drops.add(error.reason, error.detail, source)
@@ -234,6 +239,11 @@ class _Loader:
         return np.arange(first, first + usable, dtype=np.int64)
 
     def _values(self, found: _Found, count: DatasetCount) -> Iterator[tuple[Any, Source, Path]]:
+        if found.own is not None and found.own.make is not None:
+            name = found.own.entry.name
+            count.files.append(f"plugin {name}")
+            for line, row in enumerate(found.own.make(), 1):
+                yield row, Source(name, line), Path()
         for path in found.files:
             count.files.append(str(path))
             for value, source in read_file(path):
@@ -265,6 +275,17 @@ class _Loader:
             return DataError("there are no rows in it", where=where, fix="check that this is the right file")
         fix = 'repair the rows, or name the columns with --columns \'{"their_name": "query"}\''
         return DataError(f"none of its {count.read} rows can be used: {count.drops.first()}", where=where, fix=fix)
+
+
+def _changed(value: Any, change: ChangeRow) -> Any:
+    """The row that a plugin makes of a row; RowError where it leaves it out or fails."""
+    try:
+        made = change(dict(value))
+    except Exception as error:
+        raise RowError("the plugin's change of the row failed", f"{type(error).__name__}: {error}") from error
+    if made is None:
+        raise RowError("left out by the plugin")
+    return made
 
 
 def _unwrapped(value: Any) -> list[Any]:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swift.catalog import DatasetEntry, find_dataset, packaged_file, suggest_datasets
+from swift.catalog.registered import REGISTERED
 from swift.errors import DataError
 from swift.hub import local
 from swift.hub.download import download, is_complete
@@ -33,7 +34,8 @@ _SPLITS = ("train", "validation", "valid", "val", "dev", "test")
 
 @dataclass(frozen=True)
 class LocalData:
-    """`files` hold the rows, in reading order. `source`: file, directory, package, modelscope or huggingface.
+    """`files` hold the rows, in reading order (none where a plugin's function gives them). `source`: file, directory,
+    package, plugin, modelscope or huggingface.
 
     `split` is the split that was chosen among several ("train"), or None when the data has no splits.
     """
@@ -64,6 +66,11 @@ def resolve_dataset(
     all files. DataError for what is nowhere or holds no rows' file, HubError when the hub can't deliver.
     """
     wanted, use_hf = split_prefix(name, use_hf)
+    own = REGISTERED.datasets.get(wanted.lower()) if wanted == name else None
+    if own is not None and own.make is not None:
+        return LocalData(name, (), "plugin", own.entry)
+    if own is not None and own.path is not None:
+        return _from_path(name, expand(own.path), own.entry, subsets, split)
     path = expand(wanted)
     if wanted == name and path.exists():
         # a directory may be a copy of a known repository; a file of that name is the user's own

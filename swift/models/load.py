@@ -196,6 +196,9 @@ def auto_class(config, path: Path, trust_remote_code: bool = False):
             return auto
     if fitting:
         return fitting[0][0]
+    registered = [auto for auto, _ in known if type(config) in auto._model_mapping]  # by a plugin
+    if registered:
+        return registered[0]
     if trust_remote_code and getattr(config, "auto_map", None):
         return tf.AutoModelForCausalLM
     what = (

@@ -16,6 +16,7 @@ from swift import runs
 from swift.config.commands import SftConfig
 from swift.errors import MissingPackage
 from swift.models.tuners import optimizer_groups
+from swift.plugins import make_callbacks
 from swift.train.callbacks import LogFile, Progress, Schedule
 from swift.train.heads import HeadTrainer, Objective
 from swift.train.interrupt import Interrupt
@@ -31,7 +32,8 @@ REPORTERS = {
 
 
 def check_packages(config: SftConfig) -> None:
-    """MissingPackage for an option whose library isn't installed."""
+    """MissingPackage for an option whose library isn't installed, UsageError for a callback that no plugin has."""
+    make_callbacks(config.logging.callbacks)
     wanted = [(f"--report_to {name}", *REPORTERS[name]) for name in config.logging.report_to if name != "none"]
     if config.training.use_liger_kernel:
         wanted.append(("--use_liger_kernel", "liger_kernel", "liger-kernel"))
@@ -91,7 +93,13 @@ def build_trainer(
         train_dataset=train_rows,
         eval_dataset=val_rows,
         schedule=schedule,
-        callbacks=[LogFile(runs.RunLog(run_dir / runs.LOG)), progress, *_reporters(config, run_dir), *callbacks],
+        callbacks=[
+            LogFile(runs.RunLog(run_dir / runs.LOG)),
+            progress,
+            *_reporters(config, run_dir),
+            *callbacks,
+            *make_callbacks(config.logging.callbacks),
+        ],
         save_model_files=save_model_files,
         load_weights=lambda directory: load_weights(model, directory),
         sources=sources,

@@ -9,7 +9,7 @@ ROOT = Path(__file__).resolve().parents[2] / "swift"
 LAYERS = [
     {"errors", "i18n", "runs", "say", "children", "environments"},
     {"config", "catalog"},
-    {"hub", "compat"},
+    {"hub", "compat", "plugins"},
     {"chat", "models"},
     {"data"},
     {"train", "engines", "export"},
@@ -30,7 +30,20 @@ HEAVY = {
     "pyarrow",
     "rich",
 }
-LIGHT_ROOMS = {"cli", "config", "catalog", "hub", "errors", "runs", "i18n", "say", "children", "environments", "launch"}
+LIGHT_ROOMS = {
+    "cli",
+    "config",
+    "catalog",
+    "hub",
+    "errors",
+    "runs",
+    "i18n",
+    "say",
+    "children",
+    "environments",
+    "launch",
+    "plugins",
+}
 FILES = sorted(p for p in ROOT.rglob("*.py") if p != ROOT / "__init__.py")
 
 
