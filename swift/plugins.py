@@ -59,7 +59,8 @@ def register_dataset(
     """Add a data set for `--dataset NAME`.
 
     `rows`: a function that yields rows as dicts, or a file or directory; without it the data is `ms_id`'s or
-    `hf_id`'s on the hubs. `columns` maps its column names to ours; `change(row)` returns the row to use, or None to leave it out.
+    `hf_id`'s on the hubs. `columns` maps its column names to ours; `change(row)` returns the row to use, or
+    None to leave it out.
     """
     if rows is None and ms_id is None and hf_id is None:
         raise UsageError(f"register_dataset({name!r}): give rows, or an id on a hub")
