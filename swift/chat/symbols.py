@@ -208,6 +208,10 @@ def is_symbolic(value: Any) -> bool:
 _FILTERS = {"string", "default", "d", "selectattr", "rejectattr", "map", "_swift_mark", "_swift_join", "_swift_in"}
 _LISTS = {"length", "count", "first", "last", "list", "reverse", "items"}  # look at a list or mapping, not in its items
 _TESTS = {"string", "defined", "undefined", "none", "mapping", "iterable", "sequence", "true", "false", "boolean"}
+_SCOPES = (
+    "_loop_vars",
+    "_block_vars",
+)  # what Jinja hands to a call for functions that read the context: none does here
 _TESTS |= {"number", "integer", "equalto", "eq", "==", "ne", "!="}
 _UNKNOWN = (nodes.Block, nodes.Extends, nodes.Include, nodes.Import, nodes.FromImport, nodes.Mul, nodes.Pow)
 
@@ -235,7 +239,7 @@ class SymbolicTemplate(ChatTemplate):
 
         def guarded_call(context: Any, target: Any, *args: Any, **kwargs: Any) -> Any:
             if not isinstance(target, Macro) and not any(target is one for one in takes):
-                _refuse([*args, *kwargs.values()], "a call", True)
+                _refuse([*args, *(kwargs[name] for name in kwargs if name not in _SCOPES)], "a call", True)
             return call(context, target, *args, **kwargs)
 
         environment.call = guarded_call

@@ -105,7 +105,9 @@ class Tokens:
         last = bisect_left([a for a, _ in tokenized.offsets], end)
         last = max(first, last)
         before = ends[first - 1] if first else 0
-        straddled = before < start and first < last and self.ids(tokenized.text[:start]) != tokenized.ids[:first]
+        # a mark put before a word may claim the characters of the token behind it: look at that one's start as well
+        reaches = first < last and (before < start or tokenized.offsets[first][0] < start)
+        straddled = reaches and self.ids(tokenized.text[:start]) != tokenized.ids[:first]
         return first, last, straddled
 
     def _positions_by_prefix(self, tokenized: Tokenized, span: Span) -> tuple[int, int, bool]:
