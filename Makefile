@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 STAMP := $(VENV)/.swift-installed
 DEV_STAMP := $(VENV)/.swift-dev-installed
 
-.PHONY: demo test test-all lint format install clean
+.PHONY: demo test test-all matrix lint format install clean
 
 install: $(STAMP)
 
@@ -34,6 +34,10 @@ test: $(DEV_STAMP)
 
 test-all: $(DEV_STAMP)
 	$(BIN)/python -m pytest -n 2 -m ''
+
+# Every causal-LM architecture of transformers through all steps, some 30 minutes on two cores; a stopped run goes on.
+matrix: $(DEV_STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.matrix
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .

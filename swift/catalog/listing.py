@@ -13,7 +13,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from swift.catalog import store
+from swift.catalog import status, store
 from swift.catalog.entries import DatasetEntry, ModelEntry, parse_count
 from swift.errors import UsageError
 from swift.i18n import display_width, pad, text
@@ -94,12 +94,38 @@ def _terminal_width() -> int | None:
     return shutil.get_terminal_size().columns if sys.stdout.isatty() else None
 
 
-MODEL_COLUMNS = ("model", "size", "input", "type", "infer", "lora", "qlora", "thinking", "tools", "license", "code")
+MODEL_COLUMNS = (
+    "model",
+    "size",
+    "input",
+    "type",
+    "verified",
+    "infer",
+    "lora",
+    "qlora",
+    "thinking",
+    "tools",
+    "license",
+    "code",
+)
 DATASET_COLUMNS = ("dataset", "rows", "topic", "short", "tags", "license")
 
 
 def _header(columns: Sequence[str], *more: str) -> list[str]:
     return [*(text(f"tables.{column}") for column in columns), *more]
+
+
+def status_of(entry: ModelEntry) -> status.ArchitectureStatus | None:
+    """What `make matrix` says of the entry's architecture; None when it was never tried."""
+    kinds = [(kind, None) for kind in entry.type.architectures] + [(None, name) for name in entry.type.config_types]
+    return next((found for kind, name in kinds if (found := status.status_of(kind, name))), None)
+
+
+def _verified_text(entry: ModelEntry) -> str:
+    found = status_of(entry)
+    if found is None:
+        return ""
+    return text("tables.verified_yes") if found.verified else text("tables.verified_no", steps=" ".join(found.failed))
 
 
 def _model_row(entry: ModelEntry) -> list[str]:
@@ -109,6 +135,7 @@ def _model_row(entry: ModelEntry) -> list[str]:
         count_text(entry),
         "+".join(entry.type.modalities),
         entry.type.name,
+        _verified_text(entry),
         *(map(_gb, memory) if memory else ("", "", "")),
         "" if entry.thinking == "none" else entry.thinking,
         entry.tools or "",
@@ -120,6 +147,7 @@ def _model_row(entry: ModelEntry) -> list[str]:
 
 def _model_json(entry: ModelEntry) -> dict[str, Any]:
     memory = memory_gb(entry)
+    found = status_of(entry)
     return {
         "id": entry.id,
         "modelscope": entry.ms_id,
@@ -133,6 +161,8 @@ def _model_json(entry: ModelEntry) -> dict[str, Any]:
         "parameters": entry.parameters,
         "active_parameters": entry.active,
         "memory_gb": dict(zip(("infer", "lora", "qlora"), memory, strict=True)) if memory else None,
+        "verified": None if found is None else found.verified,
+        "failed_steps": dict(found.failed) if found else {},
         "thinking": entry.thinking,
         "tools": entry.tools,
         "template": entry.template,
@@ -151,11 +181,14 @@ def models_table(
     size: str | None = None,
     as_json: bool = False,
     width: int | None = None,
+    verified: bool = False,
 ) -> str:
     """The models that match, as a table or as a JSON list; UsageError with suggestions when none does."""
     entries = store.models(query, family=family, modality=modality)
     if size:
         entries = of_size(entries, size)
+    if verified:
+        entries = [entry for entry in entries if (found := status_of(entry)) and found.verified]
     if not entries:
         raise _nothing("model", query, family, modality, size, store.suggest_models(query) if query else [])
     if as_json:
@@ -222,7 +255,9 @@ def list_models(config: Any) -> int:
     listing = config.listing
     width = None if listing.json else _terminal_width()
     query = " ".join(listing.query) or None
-    table = models_table(query, listing.family, listing.modality, listing.size, as_json=listing.json, width=width)
+    table = models_table(
+        query, listing.family, listing.modality, listing.size, listing.json, width=width, verified=listing.verified
+    )
     print(table, end="")
     return 0
 

@@ -154,6 +154,7 @@ class ListModelsOptions:
     family: str | None = option()
     modality: str | None = option(choices=("text", "image", "video", "audio"))
     size: str | None = option()
+    verified: bool = option(False)
     json: bool = option(False)
 
 

@@ -18,6 +18,7 @@ import torch
 from swift.compat.fp8_blocks import true_fp8_blocks
 from swift.errors import MissingPackage, ModelFileError, ResourceError, SwiftError, UsageError
 from swift.hub.files import check_model_files
+from swift.models.bnb import any_shape, bitsandbytes_config, quantized_share
 from swift.models.heads import head_class, shape_head, without_head
 from swift.models.plan import LoadPlan
 from swift.models.quiet import quiet
@@ -112,6 +113,9 @@ def load_model(path: Path | str, plan: LoadPlan):
         "local_files_only": True,
         "output_loading_info": True,
     }
+    if plan.quant is not None:
+        with quiet(), _explained(path), torch.device("meta"):
+            arguments["quantization_config"] = bitsandbytes_config(plan, _model_class(auto, config, path)(config))
     for name, value in (
         ("attn_implementation", plan.attn_impl),
         ("experts_implementation", plan.experts_impl),
@@ -134,6 +138,7 @@ def load_model(path: Path | str, plan: LoadPlan):
         _unify_dtype(model, getattr(torch, plan.dtype))
         _cast_stored(model, getattr(torch, plan.dtype))
     if plan.quant is not None:
+        any_shape(model)
         log.info(quantized_share(model))
     if plan.new_special_tokens:
         resize_embeddings(model, load_tokenizer(path, new_special_tokens=plan.new_special_tokens))
@@ -258,23 +263,6 @@ def _cast_stored(model, dtype: torch.dtype) -> None:
             parameter.data = parameter.data.to(dtype)
 
 
-def quantized_share(model) -> str:
-    """What bitsandbytes really quantized, as a sentence: it passes over embeddings, the head and fused experts."""
-    import bitsandbytes as bnb
-
-    packed = [m for m in model.modules() if isinstance(m, (bnb.nn.Linear8bitLt, bnb.nn.Linear4bit))]
-    quantized = sum(m.in_features * m.out_features for m in packed)
-    kept = sum(p.numel() for p in model.parameters()) - sum(m.weight.numel() for m in packed)
-    share = 100 * quantized / (quantized + kept)
-    experts = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 3 and ".experts." in name)
-    note = (
-        f"; the experts ({100 * experts / (quantized + kept):.0f} %) stay in {model.dtype}: bitsandbytes can't"
-        if experts
-        else ""
-    )
-    return f"bitsandbytes quantized {share:.0f} % of the weights{note}".replace("torch.", "")
-
-
 @torch.no_grad()
 def _unify_dtype(model, dtype: torch.dtype) -> None:
     """Cast to `dtype` what a dequantizing load left in the checkpoint's dtype (norms, embeddings), but for the
@@ -324,11 +312,9 @@ def _apply_context(config, plan: LoadPlan) -> None:
 
 
 def _quantization_config(config, plan: LoadPlan):
-    """What `quantization_config=` gets: a way to dequantize the checkpoint, or bitsandbytes."""
+    """What `quantization_config=` gets to dequantize the checkpoint; None when there is nothing to."""
     import transformers as tf
 
-    if plan.quant is not None:
-        return _bitsandbytes_config(plan)
     if not plan.dequantize or plan.unpack:
         return None
     own = getattr(config, "quantization_config", None) or config.get_text_config().quantization_config
@@ -341,21 +327,6 @@ def _quantization_config(config, plan: LoadPlan):
     if plan.source_quant == "compressed-tensors":
         return tf.CompressedTensorsConfig(dequantize=True)
     return kinds[plan.source_quant].from_dict({**own, "dequantize": True})
-
-
-def _bitsandbytes_config(plan: LoadPlan):
-    from transformers import BitsAndBytesConfig
-
-    quant = plan.quant
-    if quant.quant_bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_compute_dtype=getattr(torch, quant.bnb_4bit_compute_dtype or plan.dtype),
-        bnb_4bit_quant_type=quant.bnb_4bit_quant_type,
-        bnb_4bit_use_double_quant=quant.bnb_4bit_use_double_quant,
-        bnb_4bit_quant_storage=getattr(torch, quant.bnb_4bit_quant_storage) if quant.bnb_4bit_quant_storage else None,
-    )
 
 
 class _explained:

@@ -17,6 +17,7 @@ from torch import nn
 
 from swift.config.tuner import TunerOptions
 from swift.errors import UsageError
+from swift.models.bypass import bypassed
 from swift.models.heads import classifies
 
 # names of expert projections in checkpoints, and the fused tensor that holds each
@@ -128,8 +129,8 @@ def _expert_count(experts: nn.Module) -> int:
 
 
 def _unreachable(model: nn.Module, linear: Sequence[str]) -> tuple[str, ...]:
-    """Mamba's fused kernels read out_proj's weight past the module, so an adapter there has no effect; peft refuses
-    it.
+    """Layers whose weight the model reads past the module, so that an adapter there has no effect (Mamba's kernels and
+    their like); peft refuses some of them.
     """
     from peft import LoraConfig
     from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
@@ -140,7 +141,8 @@ def _unreachable(model: nn.Module, linear: Sequence[str]) -> tuple[str, ...]:
             _check_lora_target_modules_mamba(LoraConfig(), model, leaf)
         except ValueError:
             refused.add(leaf)
-    return tuple(name for name in linear if name.rpartition(".")[2] in refused)
+    past = set(bypassed(model))
+    return tuple(name for name in linear if name in past or name.rpartition(".")[2] in refused)
 
 
 def resolve_targets(model: nn.Module, tuner: TunerOptions) -> Targets:

@@ -152,6 +152,8 @@ def _train(setup: Setup, loading: LoadPlan, tokenizer: Any, examples: Examples) 
     set_seed(config.training.seed)
     fresh = setup.point is None and setup.adapter is None and not is_classifier(setup.files.config)
     model = load_model(_weights_directory(setup), with_head(loading, head_of(config.head, fresh)))
+    setup = _settle_checkpointing(setup, args, model)
+    config = setup.config
     if setup.adapter is not None:
         from swift.models.adapters import load_adapter
 
@@ -177,6 +179,18 @@ def _train(setup: Setup, loading: LoadPlan, tokenizer: Any, examples: Examples) 
         result = _outcome(trainer, config, interrupt).result
         benchmarks.evaluate(config, result or trainer.last_saved)
     return interrupt.exit_code
+
+
+def _settle_checkpointing(setup: Setup, args: TrainingArguments, model: Any) -> Setup:
+    """Without recomputing activations where the architecture can't, unless it was asked for."""
+    if not args.activation_checkpointing or model.supports_gradient_checkpointing:
+        return setup
+    what = f"{type(model).__name__} can't recompute activations"
+    if setup.config.given("gradient_checkpointing"):
+        raise UsageError(what, where="--gradient_checkpointing", fix="leave it out, or say false")
+    log.info("%s: they are kept, which takes more memory", what)
+    args.activation_checkpointing = False
+    return dataclasses.replace(setup, config=setup.config.decide(what, gradient_checkpointing=False))
 
 
 def _outcome(trainer: SftTrainer, config: SftConfig, interrupt: Interrupt) -> summary.Outcome:

@@ -212,3 +212,21 @@ def test_json_and_wrong_queries():
     with pytest.raises(UsageError, match="is not a size"):
         listing.models_table(size="huge")
     assert len(listing.datasets_table().splitlines()) == len(catalog.datasets()) + 4
+
+
+def test_what_the_matrix_found_shows(monkeypatch):
+    monkeypatch.setenv("SWIFT_LANG", "en")
+    from swift.catalog import status
+
+    known = {
+        "qwen3": status.ArchitectureStatus("qwen3", "Qwen3ForCausalLM"),
+        "llama": status.ArchitectureStatus("llama", "LlamaForCausalLM", {"merge": "other logits", "4bit": "no"}),
+    }
+    monkeypatch.setattr(status, "_read", lambda: ("5.23.0", known))
+    (row,) = json.loads(listing.models_table("Qwen3-4B-Thinking-2507-FP8", as_json=True))
+    assert row["verified"] is True and row["failed_steps"] == {}
+    (row,) = json.loads(listing.models_table("SmolLM2-135M-Instruct", as_json=True))
+    assert row["verified"] is False and row["failed_steps"] == {"merge": "other logits", "4bit": "no"}
+    assert "not: merge 4bit" in listing.models_table("SmolLM2-135M-Instruct")
+    types = {row["type"] for row in json.loads(listing.models_table(as_json=True, verified=True))}
+    assert "qwen3" in types and "llama3" not in types

@@ -1,0 +1,289 @@
+"""What an architecture goes through, in the words a user types, each step checked against plain transformers or peft.
+
+`run_steps` gives {step: None, or the reason in words}. A step whose forerunner failed isn't tried: its reason is
+"needs STEP".
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.matrix.checkpoint import build
+
+PAIRS = (("What is one plus one?", "One plus one is two."), ("你是谁？", "我是一个人工智能助手。"))
+STEPS = 6
+FALLS_TO = 0.97  # the last loss is at most this share of the first
+PROMPT_LENGTHS = (5, 41, 12)
+ANSWER = 8
+COMMON = (
+    "--output_dir {out} --add_version false --use_cpu true --torch_dtype float32 --report_to none --logging_steps 1"
+)
+TRAIN = "--per_device_train_batch_size 4 --gradient_accumulation_steps 1 --max_length 256 --lr_scheduler_type constant"
+
+
+class Failed(Exception):
+    """A step did not do what it promises; the message says what was seen."""
+
+
+class Case:
+    """One architecture in a directory of its own."""
+
+    def __init__(self, model_type: str, root: Path):
+        self.model_type, self.root = model_type, root
+        self.base = root / "base"
+
+    def swift(self, line: str) -> None:
+        """Type a command of swift; what it reports as an error is raised."""
+        from swift.cli import main
+
+        code = main(line.split())
+        if code != 0:
+            raise Failed(f"`swift {line.split()[0]}` ended with {code}")
+
+    def train(self, name: str, options: str) -> Path:
+        out = self.root / name
+        common = COMMON.format(out=out)
+        self.swift(f"sft --model {self.base} --dataset {self.root}/rows.jsonl {common} {TRAIN} {options}")
+        return out
+
+
+def _losses(run: Path) -> list[float]:
+    rows = [json.loads(line) for line in (run / "logging.jsonl").read_text().splitlines()]
+    return [float(row["loss"]) for row in rows if "loss" in row]
+
+
+def _check_falls(run: Path, steps: int) -> None:
+    losses = _losses(run)
+    if len(losses) != steps:
+        raise Failed(f"{len(losses)} losses were logged in {steps} steps")
+    if not losses[-1] < FALLS_TO * losses[0]:
+        raise Failed(f"the loss doesn't fall: {losses[0]:.4f} at the first step, {losses[-1]:.4f} at the last")
+
+
+def _tensors(directory: Path) -> dict[str, Any]:
+    from safetensors.torch import load_file
+
+    found: dict[str, Any] = {}
+    for file in sorted(directory.glob("*.safetensors")):
+        found |= load_file(file)
+    return found
+
+
+def _same_tensors(one: Path, other: Path) -> None:
+    import torch
+
+    a, b = _tensors(one), _tensors(other)
+    if a.keys() != b.keys():
+        raise Failed(f"other tensors after resuming: {sorted(a.keys() ^ b.keys())[:3]}")
+    wrong = [name for name in a if not torch.equal(a[name], b[name])]
+    if wrong:
+        gap = max(float((a[n].float() - b[n].float()).abs().max()) for n in wrong)
+        raise Failed(f"{len(wrong)} of {len(a)} weights differ from the undisturbed run's, by up to {gap:.2g}")
+
+
+def _same_layout(base: Path, result: Path) -> None:
+    a, b = _tensors(base), _tensors(result)
+    extra, lost = sorted(b.keys() - a.keys()), sorted(a.keys() - b.keys())
+    if extra or lost:
+        raise Failed(f"other tensors than the base's are saved: not there {lost[:3]}, new {extra[:3]}")
+    wrong = [name for name in a if a[name].shape != b[name].shape]
+    if wrong:
+        raise Failed(f"{wrong[0]} has another shape than in the base")
+
+
+def plain(directory: Path):
+    """What transformers alone makes of a directory, in float32."""
+    from transformers import AutoModelForCausalLM
+
+    model, info = AutoModelForCausalLM.from_pretrained(directory, dtype="float32", output_loading_info=True)
+    if info["missing_keys"] or info["unexpected_keys"]:
+        raise Failed(f"plain transformers misses {list(info['missing_keys'])[:2]} {list(info['unexpected_keys'])[:2]}")
+    return model.eval()
+
+
+def prompts(vocabulary: int = 500) -> list[list[int]]:
+    import torch
+
+    generator = torch.Generator().manual_seed(1)
+    return [torch.randint(7, vocabulary, (n,), generator=generator).tolist() for n in PROMPT_LENGTHS]
+
+
+def _logits(model) -> list[Any]:
+    import torch
+
+    with torch.no_grad():
+        return [model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float() for ids in prompts()]
+
+
+def _largest(one: list[Any], other: list[Any]) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(one, other, strict=True))
+
+
+def step_build(case: Case) -> None:
+    build(case.model_type, case.base)
+    rows = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in PAIRS] * 2
+    (case.root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def step_lora(case: Case) -> None:
+    run = case.train("lora", f"--tuner_type lora --learning_rate 1e-2 --max_steps {STEPS} --save_steps {STEPS // 2}")
+    _check_falls(run, STEPS)
+
+
+def step_resume(case: Case) -> None:
+    run = case.root / "resumed"
+    shutil.copytree(case.root / "lora", run, symlinks=True)
+    shutil.rmtree(run / f"checkpoint-{STEPS}")
+    options = f"--tuner_type lora --learning_rate 1e-2 --max_steps {STEPS} --save_steps {STEPS // 2}"
+    case.train("resumed", f"{options} --resume_from_checkpoint {run}/checkpoint-{STEPS // 2}")
+    _same_tensors(case.root / "lora" / f"checkpoint-{STEPS}", run / f"checkpoint-{STEPS}")
+
+
+def step_merge(case: Case) -> None:
+    from peft import PeftModel
+
+    adapter, merged = case.root / "lora" / f"checkpoint-{STEPS}", case.root / "merged"
+    case.swift(f"export --adapters {adapter} --merge_lora true --output_dir {merged}")
+    base = plain(case.base)
+    before = _logits(base)
+    tuned = _logits(PeftModel.from_pretrained(base, adapter).eval())
+    gap, effect = _largest(tuned, _logits(plain(merged))), _largest(before, tuned)
+    if not gap <= 1e-3 * max(1.0, max(float(t.abs().max()) for t in tuned)):
+        raise Failed(f"merged logits differ by {gap:.2g} from base and adapter in peft (the adapter does {effect:.2g})")
+    _same_layout(case.base, merged)
+
+
+def step_full(case: Case) -> None:
+    run = case.train(
+        "full", "--tuner_type full --learning_rate 2e-3 --max_steps 4 --save_steps 4 --save_only_model true"
+    )
+    _check_falls(run, 4)
+    saved = run / "checkpoint-4"
+    _same_layout(case.base, saved)
+    if _largest(_logits(plain(case.base)), _logits(plain(saved))) == 0:
+        raise Failed("plain transformers sees no change in the saved weights")
+
+
+def _loaded(case: Case, **quantization: Any):
+    from swift.config.model import ModelOptions, QuantizationOptions
+    from swift.hub import check_model_files
+    from swift.models.device import pick_device
+    from swift.models.load import load_model, load_tokenizer
+    from swift.models.plan import plan_loading
+
+    options = ModelOptions(model=str(case.base), torch_dtype="float32")
+    files = check_model_files(case.base)
+    plan = plan_loading(options, QuantizationOptions(**quantization), files, pick_device(True), training=False)
+    return load_model(case.base, plan), load_tokenizer(case.base)
+
+
+def _engine_answers(model, tokenizer) -> list[list[int]]:
+    from swift.engines.protocol import GenerationRequest, Sampling, generate_all
+    from swift.engines.pt import PtEngine
+
+    engine = PtEngine(model, tokenizer, max_batch_size=4)
+    try:
+        asked = [
+            GenerationRequest(prompt_ids=ids, sampling=Sampling(max_new_tokens=ANSWER, temperature=0))
+            for ids in prompts()
+        ]
+        return [list(result.token_ids) for result in generate_all(engine, asked)]
+    finally:
+        engine.close()
+
+
+def step_generate(case: Case) -> None:
+    """The engine's answers to three prompts at once are those of `generate`, one by one."""
+    import torch
+
+    model = plain(case.base)
+    wanted = []
+    for ids in prompts():
+        out = model.generate(torch.tensor([ids]), max_new_tokens=ANSWER, do_sample=False, pad_token_id=0)
+        wanted.append(out[0, len(ids) :].tolist())
+    given = _engine_answers(*_loaded(case))
+    ends = {2}
+    wanted = [ids[: next((i for i, t in enumerate(ids) if t in ends), len(ids))] for ids in wanted]
+    given = [ids[: next((i for i, t in enumerate(ids) if t in ends), len(ids))] for ids in given]
+    if wanted != given:
+        bad = next(i for i, (a, b) in enumerate(zip(wanted, given, strict=True)) if a != b)
+        raise Failed(f"for {PROMPT_LENGTHS[bad]} tokens `generate` answers {wanted[bad]}, the engine {given[bad]}")
+
+
+def _quantized(case: Case, bits: int, most: float) -> None:
+    """Loading in few bits keeps the logits near, shrinks the weights, and the model trains and answers."""
+    from swift.models.bnb import quantized_weights
+
+    model, tokenizer = _loaded(case, quant_method="bnb", quant_bits=bits)
+    packed, kept = quantized_weights(model)
+    if not packed:
+        raise Failed("no weight was quantized")
+    exact, coarse = _logits(plain(case.base)), _logits(model)
+    off = sum(float((a - b).norm()) for a, b in zip(exact, coarse, strict=True))
+    share = off / sum(float((a - a.mean()).norm()) for a in exact)
+    if not share < most:
+        raise Failed(f"the logits are off by {100 * share:.0f} % of their spread")
+    _engine_answers(model, tokenizer)
+    options = f"--tuner_type lora --learning_rate 1e-2 --max_steps 3 --save_strategy no --load_in_{bits}bit true"
+    run = case.train(f"bits{bits}", options)
+    _check_falls(run, 3)
+
+
+def step_8bit(case: Case) -> None:
+    _quantized(case, 8, 0.15)
+
+
+def step_4bit(case: Case) -> None:
+    _quantized(case, 4, 0.8)
+
+
+# step -> (function, the steps that it needs)
+STEP_ORDER: dict[str, tuple[Callable[[Case], None], tuple[str, ...]]] = {
+    "build": (step_build, ()),
+    "lora": (step_lora, ("build",)),
+    "resume": (step_resume, ("lora",)),
+    "merge": (step_merge, ("lora",)),
+    "full": (step_full, ("build",)),
+    "generate": (step_generate, ("build",)),
+    "8bit": (step_8bit, ("build",)),
+    "4bit": (step_4bit, ("build",)),
+}
+
+
+def words_of(error: BaseException) -> str:
+    """The reason in one line."""
+    what = getattr(error, "what", None) or str(error) or type(error).__name__
+    what = " ".join(str(what).split())
+    known = isinstance(error, Failed) or hasattr(error, "what")
+    return (what if known else f"{type(error).__name__}: {what}")[:240]
+
+
+def run_steps(model_type: str, root: Path, report: Callable[[str, str | None], None]) -> dict[str, str | None]:
+    """All steps for one architecture, in `root` (an empty directory); `report` hears of each as it ends."""
+    os.environ["SWIFT_DEBUG"] = "1"  # errors come as they are
+    os.environ["SWIFT_CACHE"] = str(root / "cache")
+    case = Case(model_type, root)
+    outcome: dict[str, str | None] = {}
+    for name, (step, needs) in STEP_ORDER.items():
+        missing = [need for need in needs if outcome[need] is not None]
+        if missing:
+            outcome[name] = f"needs {missing[0]}"
+        else:
+            outcome[name] = None
+            try:
+                step(case)
+            except Exception as error:
+                outcome[name] = words_of(error)
+                if os.environ.get("MATRIX_TRACE"):
+                    import traceback
+
+                    with contextlib.suppress(BrokenPipeError):
+                        traceback.print_exc()
+        report(name, outcome[name])
+    return outcome
