@@ -10,7 +10,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from swift.catalog import status, store
@@ -190,7 +190,7 @@ def models_table(
     if verified:
         entries = [entry for entry in entries if (found := status_of(entry)) and found.verified]
     if not entries:
-        raise _nothing("model", query, family, modality, size, store.suggest_models(query) if query else [])
+        raise _nothing("model", query, family, modality, size, _near(query, store.suggest_models, store.models()))
     if as_json:
         return json.dumps([_model_json(entry) for entry in entries], ensure_ascii=False, indent=1) + "\n"
     rows = [_model_row(entry) for entry in entries]
@@ -234,13 +234,22 @@ def datasets_table(
     """The data sets that match, as a table or as a JSON list; UsageError with suggestions when none does."""
     entries = store.datasets(query, tag=tag)
     if not entries:
-        raise _nothing("data set", query, tag, None, None, store.suggest_datasets(query) if query else [])
+        raise _nothing("data set", query, tag, None, None, _near(query, store.suggest_datasets, store.datasets()))
     if as_json:
         return json.dumps([_dataset_json(entry) for entry in entries], ensure_ascii=False, indent=1) + "\n"
     rows = [_dataset_row(entry) for entry in entries]
     header = _header(DATASET_COLUMNS, "Hugging Face", text("tables.subsets"))
     footer = text("tables.datasets_shown", shown=len(entries), known=len(store.datasets()))
     return f"{table(header, rows, width)}\n{footer}\n"
+
+
+def _near(query: str | None, suggest: Callable[[str], list[str]], entries: Sequence[Any]) -> list[str]:
+    """What a query that finds nothing may have meant: ids, else the query with its words spelled as names are."""
+    if not query:
+        return []
+    names = [name for entry in entries for name in (entry.ms_id, entry.hf_id, *entry.aliases) if name]
+    better = store.corrected(query, names)
+    return suggest(query) or ([better] if better else [])
 
 
 def _nothing(what: str, *conditions: Any) -> UsageError:

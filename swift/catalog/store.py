@@ -7,6 +7,7 @@ never an error: a local directory needs no catalog.
 from __future__ import annotations
 
 import difflib
+import re
 import sys
 from collections.abc import Iterable
 from functools import cache
@@ -171,6 +172,19 @@ def _closest(name: str, known: dict[str, Any], count: int) -> list[str]:
 def suggest_models(name: str, count: int = 3) -> list[str]:
     """Did you mean: ids of models with a similar name, best first."""
     return _closest(name, _models().by_name, count)
+
+
+def corrected(query: str, names: Iterable[str]) -> str | None:
+    """The query with each word that no name holds replaced by the nearest word of the names; None without a change."""
+    texts = [name.lower() for name in names]
+    words = sorted({word for text in texts for word in (text, *re.split(r"[/_\-:]", text)) if len(word) > 2})
+    found = []
+    for word in query.lower().split():
+        held = any(word in text for text in texts)
+        near = [] if held else difflib.get_close_matches(word, words, n=1, cutoff=0.7)
+        found.append(near[0] if near else word)
+    better = " ".join(found)
+    return better if better != " ".join(query.lower().split()) else None
 
 
 def suggest_datasets(name: str, count: int = 3) -> list[str]:

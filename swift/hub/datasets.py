@@ -79,6 +79,8 @@ def resolve_dataset(
     entry = find_dataset(wanted)
     if (looks_like_path(wanted) or path.suffix in SUFFIXES) and not (entry and entry.has_id(wanted)):
         raise _no_such_path(name, path)
+    if entry and "/" in wanted and not entry.has_id(wanted):
+        entry = None  # someone else's repository of a known name
     ids = list(dict.fromkeys(x for x in (wanted, *(_entry_names(entry) if entry else ())) if x))
     root = local.collection(dataset_dir, local.DATASET_DIR, "datasets")
     candidates = [stem + suffix for stem in ids for suffix in ("", *SUFFIXES)]

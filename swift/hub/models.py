@@ -74,13 +74,15 @@ def resolve_model(
     entry = find_model(wanted)
     if looks_like_path(name) and not (entry and entry.has_id(name)):
         raise _no_such_path(name, path)
-    ids = list(dict.fromkeys(x for x in (wanted, entry and entry.ms_id, entry and entry.hf_id) if x))
+    # someone else's repository of a known name has that name's facts, but files of its own
+    own = entry if entry and ("/" not in wanted or entry.has_id(wanted)) else None
+    ids = list(dict.fromkeys(x for x in (wanted, own and own.ms_id, own and own.hf_id) if x))
     root = local.collection(model_dir, local.MODEL_DIR, "models")
     for found in local.in_collection(root, ids):
         return _from_path(name, found, entry)
-    if entry and entry.package and (packaged := _in_package(entry)):
+    if own and own.package and (packaged := _in_package(own)):
         return LocalModel(name, packaged, "package", entry)
-    hub_id = (entry.hub_id(use_hf) if entry else None) or (wanted if HUB_ID.match(wanted) else None)
+    hub_id = (own.hub_id(use_hf) if own else None) or (wanted if HUB_ID.match(wanted) else None)
     if hub_id is None:
         raise _unknown(wanted, entry, use_hf, root)
     source = "huggingface" if use_hf else "modelscope"
@@ -88,7 +90,7 @@ def resolve_model(
     for snapshot in local.cached_snapshots("models", hub_id, use_hf=use_hf, revision=revision):
         if _usable(_within(snapshot, sub), want_weights):
             return LocalModel(name, _within(snapshot, sub), source, entry)
-    options = dict(revision=revision, use_hf=use_hf, token=hub_token, weights=want_weights, hint=_package_hint(entry))
+    options = dict(revision=revision, use_hf=use_hf, token=hub_token, weights=want_weights, hint=_package_hint(own))
     return LocalModel(name, _within(download("models", hub_id, sub=sub, **options), sub), source, entry)
 
 

@@ -230,3 +230,19 @@ def test_what_the_matrix_found_shows(monkeypatch):
     assert "not: merge 4bit" in listing.models_table("SmolLM2-135M-Instruct")
     types = {row["type"] for row in json.loads(listing.models_table(as_json=True, verified=True))}
     assert "qwen3" in types and "llama3" not in types
+
+
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("list-models qwne3", "did you mean qwen3?"),
+        ("list-models deepseak v3", "deepseek-ai/DeepSeek-V3"),
+        ("list-datasets alpcaa zh", "alpaca"),
+        ("list-models zzzzzz", "fewer or shorter words"),
+    ],
+)
+def test_a_misspelt_query_is_corrected(capsys, line, words):
+    from swift.cli import main
+
+    assert main(line.split()) == 2
+    assert words in capsys.readouterr().err

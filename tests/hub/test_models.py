@@ -118,3 +118,11 @@ def _root():
     import swift
 
     return local.Path(swift.__file__).parents[1]
+
+
+@pytest.mark.parametrize("name", ["someone/Qwen3-4B", "HF::someone/qwen3-4b"])
+def test_someone_elses_repository_of_a_known_name_is_not_taken_for_it(monkeypatch, name):
+    monkeypatch.setenv("SWIFT_OFFLINE", "1")
+    with pytest.raises(HubError) as caught:
+        resolve_model(name)
+    assert "someone/" in str(caught.value) and "Qwen/Qwen3-4B" not in str(caught.value)
