@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 STAMP := $(VENV)/.swift-installed
 DEV_STAMP := $(VENV)/.swift-dev-installed
 
-.PHONY: demo test test-all matrix lint format install clean
+.PHONY: demo test test-all matrix bench-serve lint format install clean
 
 install: $(STAMP)
 
@@ -38,6 +38,10 @@ test-all: $(DEV_STAMP)
 # Every causal-LM architecture of transformers through all steps, some 30 minutes on two cores; a stopped run goes on.
 matrix: $(DEV_STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.matrix
+
+# MODEL=DIR, and in ARGS what else benchmarks/serve.py takes
+bench-serve: $(STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/serve.py --model $(MODEL) $(ARGS)
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .

@@ -6,6 +6,7 @@ is repeatable; a request that fails, fails alone. Knows nothing of files or the 
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
@@ -23,11 +24,13 @@ from swift.engines.protocol import (
     RequestError,
     Sampling,
 )
+from swift.engines.ragged import RaggedModel, Rows, kv_capacity
 from swift.engines.sampling import MOST_LOGPROBS, Sampler, SamplingRule
 from swift.engines.scheduler import Scheduler
 from swift.engines.sequence import GenerationState
 from swift.engines.stream import GenerationStream
 
+log = logging.getLogger("swift")
 T = TypeVar("T")
 
 # Fields of Sampling that `generate`'s beam search doesn't know as this engine does.
@@ -78,7 +81,13 @@ class PtEngine:
         self.capabilities = Capabilities(context, max_batch_size, grammars=grammars_of(tokenizer))
         self._grammars = GrammarCompiler(tokenizer, self._vocabulary, self._end_ids)
         self._tokenizer_lock = threading.Lock()
-        self._scheduler = Scheduler(CausalModel(model), max_batch_size, self._tokenizer_lock, PREFILL_CHUNK)
+        causal, ragged = CausalModel(model), RaggedModel(model)
+        if ragged.usable:
+            log.info("requests are computed side by side without padding")
+        else:
+            log.info("requests are computed in padded batches: %s", ragged.why_not)
+        rows = Rows(ragged, kv_capacity(model, context)) if ragged.usable else None
+        self._scheduler = Scheduler(causal, max_batch_size, self._tokenizer_lock, PREFILL_CHUNK, rows)
 
     def submit(self, request: GenerationRequest) -> GenerationStream[Delta]:
         states: list[GenerationState] = []

@@ -7,6 +7,7 @@ in chunks between the steps of the others. Knows nothing of requests, templates 
 
 from __future__ import annotations
 
+import logging
 import signal
 import sys
 import threading
@@ -20,28 +21,35 @@ import torch
 
 from swift.engines.batch import Batch, CausalModel
 from swift.engines.protocol import EngineError, EngineStats, RequestError
+from swift.engines.ragged import Rows
 from swift.engines.sampling import choose
 from swift.engines.sequence import GenerationState
 from swift.engines.whole import generate_whole
 from swift.errors import ResourceError, SwiftError
 
+log = logging.getLogger("swift")
 T = TypeVar("T")
 
 
 class Scheduler:
     """`max_rows` requests run at once; a prefill computes at most about `chunk` columns or `chunk` tokens at a time.
 
-    `lock` guards the tokenizer, which readers' threads use too.
+    `lock` guards the tokenizer, which readers' threads use too. `ragged` computes what it can; the rest, and what has
+    failed there, goes through padded batches.
     """
 
-    def __init__(self, model: CausalModel, max_rows: int, lock: threading.Lock, chunk: int):
-        self._model, self._max_rows, self._lock, self._chunk = model, max_rows, lock, chunk
+    def __init__(self, model: CausalModel, max_rows: int, lock: threading.Lock, chunk: int, ragged: Rows | None = None):
+        self._model, self._max_rows, self._lock, self._chunk, self._ragged = model, max_rows, lock, chunk, ragged
         self._changed = threading.Condition()
         self._waiting: deque[GenerationState] = deque()
         self._calls: deque[tuple[Callable[[Any], Any], Future[Any]]] = deque()
         self._prefilling: deque[Batch] = deque()
         self._running: list[Batch] = []
         self._stats = EngineStats()
+        if ragged is not None:
+            self._stats = replace(self._stats, kv_capacity=ragged.capacity)
+        self._under_way: list[GenerationState] = []
+        self._held = 0 if ragged is not None else None
         self._closing = False
         self._thread = threading.Thread(target=self._loop, name="swift-pt-engine", daemon=True)
         self._thread.start()
@@ -72,7 +80,8 @@ class Scheduler:
 
     def stats(self) -> EngineStats:
         with self._changed:
-            return replace(self._stats, running=self._rows(), waiting=len(self._waiting))
+            running = sum(not state.stream.ended for state in self._under_way)
+            return replace(self._stats, running=running, waiting=len(self._waiting), kv_tokens=self._held)
 
     def close(self) -> None:
         """Cancel everything and stop the thread."""
@@ -82,7 +91,12 @@ class Scheduler:
         self._thread.join()
 
     def _rows(self) -> int:
-        return sum(len(batch.states) for batch in (*self._prefilling, *self._running))
+        return len(self._states())
+
+    def _states(self) -> list[GenerationState]:
+        """All that are under way."""
+        padded = [state for batch in (*self._prefilling, *self._running) for state in batch.states]
+        return padded + (self._ragged.states if self._ragged else [])
 
     def _count(self, **more: int) -> None:
         with self._changed:
@@ -97,19 +111,29 @@ class Scheduler:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         while True:
             with self._changed:
-                while not (self._closing or self._calls or self._waiting or self._prefilling or self._running):
+                while not (self._closing or self._calls or self._waiting or self._rows()):
                     self._changed.wait()
                 if self._closing:
                     break
             self._do_calls()
             self._drop_cancelled()
             self._admit()
+            self._note()
+            if self._ragged and self._ragged.states:
+                self._ragged_step(self._ragged)
             if self._prefilling:
                 self._prefill(self._prefilling.popleft())
             for batch in self._running:
                 self._guarded(batch, self._step)
             self._running = [batch for batch in self._running if batch.states]
+            self._note()
         self._cancel_all()
+
+    def _note(self) -> None:
+        """What `stats` tells of rows and memory, which only this thread may look at."""
+        with self._changed:
+            self._under_way = self._states()
+            self._held = self._ragged.held if self._ragged else None
 
     def _do_calls(self) -> None:
         while self._calls:
@@ -125,6 +149,10 @@ class Scheduler:
         with self._changed:
             gone = [state for state in self._waiting if state.cancelled]
             self._waiting = deque(state for state in self._waiting if not state.cancelled)
+        if self._ragged:
+            leaving = [state for state in self._ragged.states if state.cancelled]
+            self._ragged.drop(leaving)
+            gone += leaving
         for batch in (*self._prefilling, *self._running):
             leaving = [state for state in batch.states if state.cancelled]
             # A batch in the middle of its prefill has its prompts side by side: its cancelled rows leave at its end.
@@ -142,8 +170,10 @@ class Scheduler:
 
     def _cancel_all(self) -> None:
         with self._changed:
-            states = [*self._waiting, *(s for batch in (*self._prefilling, *self._running) for s in batch.states)]
+            states = [*self._waiting, *self._states()]
             self._waiting.clear()
+            if self._ragged:
+                self._ragged.clear()
             self._prefilling.clear()
             self._running.clear()
             calls, self._calls = self._calls, deque()
@@ -155,8 +185,18 @@ class Scheduler:
     def _admit(self) -> None:
         """Give free rows to those who wait: short prompts side by side, a long prompt on its own."""
         room = self._max_rows - self._rows()
-        with self._changed:
-            chosen = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
+        chosen = []
+        while len(chosen) < room and self._waiting:
+            state = self._waiting[0]
+            if self._ragged and self._goes_ragged(state):
+                if not self._ragged.has_room(state):
+                    break
+                self._ragged.add(state)
+                room -= 1
+            else:
+                chosen.append(state)
+            with self._changed:
+                self._waiting.popleft()
         group: list[GenerationState] = []
         for state in chosen:
             if state.num_beams > 1 or state.inputs is not None or not self._model.can_step:
@@ -171,6 +211,26 @@ class Scheduler:
                 group.append(state)
         if group:
             self._prefilling.append(Batch(self._model, group, self._chunk))
+
+    def _goes_ragged(self, state: GenerationState) -> bool:
+        return not state.alone
+
+    def _ragged_step(self, rows: Rows) -> None:
+        with self._changed:
+            leaving = rows.make_room()
+            for state in leaving:
+                state.begin_again()
+            self._waiting.extendleft(reversed(leaving))
+        try:
+            states, logits = rows.step(self._chunk)
+        except Exception as error:
+            states = rows.states
+            rows.clear()
+            log.warning("a step of %d requests failed (%s): each is computed on its own", len(states), error)
+            self._start_again(states, error)
+            return
+        staying = {id(states[i]) for i in self._deal(states, logits)}
+        rows.drop([state for state in states if id(state) not in staying], keep=True)
 
     def _prefill(self, batch: Batch) -> None:
         done = self._guarded(batch, self._prefill_chunk)
@@ -188,11 +248,11 @@ class Scheduler:
     def _prefill_chunk(self, batch: Batch) -> bool:
         logits = batch.prefill()
         if logits is not None:
-            self._deal(batch, logits)
+            batch.keep(self._deal(batch.states, logits))
         return logits is not None
 
     def _step(self, batch: Batch) -> bool:
-        self._deal(batch, batch.step())
+        batch.keep(self._deal(batch.states, batch.step()))
         return True
 
     def _guarded(self, batch: Batch, work: Callable[[Batch], bool]) -> bool:
@@ -201,24 +261,29 @@ class Scheduler:
             return work(batch)
         except Exception as error:
             states, batch.states = batch.states, []
-            if len(states) == 1:
-                self._fail(states[0], error)
-            else:
-                for state in states:
-                    state.alone = True
-                with self._changed:
-                    self._waiting.extendleft(reversed(states))
+            self._start_again(states, error)
             return False
+
+    def _start_again(self, states: list[GenerationState], error: Exception) -> None:
+        """Each on its own; what was alone already has failed."""
+        if len(states) == 1 and states[0].alone:
+            self._fail(states[0], error)
+            return
+        for state in states:
+            state.alone = True
+            state.begin_again()
+        with self._changed:
+            self._waiting.extendleft(reversed(states))
 
     def _fail(self, state: GenerationState, error: Exception) -> None:
         state.stream.fail(_explained(error))
         self._count(failed=1, generated_tokens=state.generated, prompt_tokens=state.prompt_length)
 
-    def _deal(self, batch: Batch, logits: torch.Tensor) -> None:
-        """Choose each row's next token and give it to its reader; rows that are complete leave."""
+    def _deal(self, states: list[GenerationState], logits: torch.Tensor) -> list[int]:
+        """Choose each row's next token and give it to its reader; returns the rows that aren't complete."""
         staying = []
-        choices = choose(logits, [state.sampler for state in batch.states])
-        for row, (state, choice) in enumerate(zip(batch.states, choices, strict=True)):
+        choices = choose(logits, [state.sampler for state in states])
+        for row, (state, choice) in enumerate(zip(states, choices, strict=True)):
             if isinstance(choice, Exception):
                 self._fail(state, choice)
                 continue
@@ -232,7 +297,7 @@ class Scheduler:
                 self._count(finished=1, generated_tokens=state.generated, prompt_tokens=state.prompt_length)
             else:
                 staying.append(row)
-        batch.keep(staying)
+        return staying
 
     def _whole(self, state: GenerationState) -> None:
         try:

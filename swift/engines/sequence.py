@@ -44,6 +44,7 @@ class GenerationState:
         self.limit, self.end_ids, self.num_beams = limit, end_ids, num_beams
         self.prompt_logprobs = prompt_logprobs
         self.prompt_scores: list[TokenChoice] = []  # of the prompt's tokens from its second on, as they are computed
+        self.cached = 0  # tokens of the prompt that an earlier request had computed
         self.cancelled = False
         self.alone = num_beams > 1
         self._tokenizer = tokenizer
@@ -56,7 +57,11 @@ class GenerationState:
 
     @property
     def usage(self) -> Usage:
-        return Usage(self.prompt_length, self.generated)
+        return Usage(self.prompt_length, self.generated, self.cached)
+
+    def begin_again(self) -> None:
+        """What was computed is lost; what the reader has, he keeps."""
+        self.prompt_scores = []
 
     def accept(self, choice: TokenChoice) -> bool:
         """Take the next token and tell the reader; True when the answer is complete."""
