@@ -213,7 +213,7 @@ class Scheduler:
             self._prefilling.append(Batch(self._model, group, self._chunk))
 
     def _goes_ragged(self, state: GenerationState) -> bool:
-        return not state.alone
+        return not state.alone and state.inputs is None
 
     def _ragged_step(self, rows: Rows) -> None:
         with self._changed:
