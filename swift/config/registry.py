@@ -53,7 +53,7 @@ COMMANDS: dict[str, Command] = {
     "deploy": Command("swift.config.commands:DeployConfig", "swift.serve.deploy:main"),
     "eval": Command("swift.config.commands:EvalConfig", "swift.evaluate.main:main"),
     "web-ui": Command("swift.config.commands:WebConfig", "swift.web.main:web_ui"),
-    "app": Command(),
+    "app": Command("swift.config.commands:AppConfig", "swift.web.main:app"),
     "rlhf": Command(),
     "sample": Command(),
     "rollout": Command(),

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from swift.errors import SwiftError, UsageError
-from swift.web import forms, suggest, views
+from swift.web import forms, preflight, suggest, tables, views
 from swift.web.jobs import Jobs
 from swift.web.runlist import RunList
 
@@ -20,30 +20,20 @@ log = logging.getLogger("swift")
 LARGEST_FIELD = 1 << 16
 
 
-class Api:
-    """The table for a page of one language. `call` is what the page's parts are given."""
+Table = Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]]
 
-    def __init__(self, jobs: Jobs, runlist: RunList, lang: str):
-        self.jobs, self.runlist, self.lang = jobs, runlist, lang
-        self.table: dict[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
-            "form": lambda a: forms.schema(_word(a, "command"), lang),
-            "preview": self.preview,
-            "load_yaml": self.load_yaml,
-            "suggest": lambda a: suggest.values(_word(a, "command"), runlist),
-            "start": self.start,
-            "runs": self.runs,
-            "stop": self.stop,
-            "kill": self.kill,
-            "resume": self.resume,
-            "data_report": lambda a: views.data_report(runlist.find(_word(a, "id"))),
-            "folder": lambda a: views.folder(runlist.find(_word(a, "id"))),
-        }
+
+class Api:
+    """A page's way to its server: the functions of `tables`. `call` is what the page's parts are given."""
+
+    def __init__(self, *tables: Table):
+        self.table = {name: function for table in tables for name, function in table.items()}
 
     def call(self, request: Any) -> dict[str, Any]:
         """One call of a page: {"what": name, "args": {...}} -> the answer, or {"error": words}."""
         try:
             what = request.get("what") if isinstance(request, dict) else None
-            if what not in self.table:
+            if not isinstance(what, str) or what not in self.table:
                 raise UsageError(f"the page asks for {what!r}, which this server doesn't know", fix="reload the page")
             args = request.get("args")
             return self.table[what](args if isinstance(args, dict) else {})
@@ -52,6 +42,32 @@ class Api:
         except Exception as error:  # a page must hear of any failure; the server's log has the whole of it
             log.exception("the page's call failed")
             return {"error": f"{type(error).__name__}: {error}"}
+
+
+class Work:
+    """Forms, jobs, runs and tables, for the page of one language."""
+
+    def __init__(self, jobs: Jobs, runlist: RunList, lang: str):
+        self.jobs, self.runlist = jobs, runlist
+        self.table: Table = {
+            "form": lambda a: forms.schema(_word(a, "command"), lang),
+            "preview": self.preview,
+            "load_yaml": self.load_yaml,
+            "suggest": lambda a: suggest.values(_word(a, "command"), runlist),
+            "start": self.start,
+            "plan": lambda a: preflight.plan(_word(a, "command"), _fields(a)),
+            "resolved": lambda a: preflight.resolved(_word(a, "command"), _fields(a)),
+            "data": lambda a: preflight.data(_word(a, "command"), _fields(a)),
+            "models": tables.models,
+            "datasets": tables.datasets,
+            "eval_report": lambda a: views.eval_report(runlist.find(_word(a, "id"))),
+            "runs": self.runs,
+            "stop": self.stop,
+            "kill": self.kill,
+            "resume": self.resume,
+            "data_report": lambda a: views.data_report(runlist.find(_word(a, "id"))),
+            "folder": lambda a: views.folder(runlist.find(_word(a, "id"))),
+        }
 
     # ---- forms ----
 
@@ -68,9 +84,9 @@ class Api:
         return {"fields": forms.from_yaml(_word(args, "command"), _word(args, "content", 1 << 20))}
 
     def start(self, args: Mapping[str, Any]) -> dict[str, Any]:
-        """Start a command, if the command line finds nothing wrong with it."""
+        """Start a command, if neither the command line nor a dry run finds anything wrong with it."""
         command, fields = _word(args, "command"), _fields(args)
-        wrong = forms.mistakes(command, fields)
+        wrong = forms.mistakes(command, fields) or preflight.objections(command, fields)
         if wrong:
             return {"mistakes": wrong}
         return {"job": self.jobs.start(forms.argv(command, fields)).id, "mistakes": {}}

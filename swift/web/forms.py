@@ -105,7 +105,7 @@ def _field(spec: Spec, lang: str) -> dict[str, Any]:
         "kind": "list" if spec.is_list else kind,
         "type": spec.type_name,
         "help": text(f"options.{spec.name}", lang),
-        "default": _shown(spec.default),
+        "default": shown(spec.default),
         "choices": [str(choice) for choice in spec.choices],
         "low": spec.low,
         "high": spec.high,
@@ -115,14 +115,14 @@ def _field(spec: Spec, lang: str) -> dict[str, Any]:
     }
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """A value as a user would type it."""
     if value is None or value == ():
         return ""
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, tuple | list):
-        return shlex.join(map(_shown, value))
+        return shlex.join(map(shown, value))
     if isinstance(value, dict):
         return json.dumps(value, ensure_ascii=False)
     return f"{value:.12g}" if isinstance(value, float) else str(value)
@@ -151,18 +151,24 @@ def _words(spec: Spec, raw: Any) -> list[str]:
     if not typed.strip():
         return []
     if spec.is_list:
-        values = _split(typed, flag)
+        values = split(typed, flag)
         if any(value.startswith("-") for value in values):
             raise UsageError("a value may not begin with a dash", where=flag)
         return [flag, *values]
     if spec.kind != "str":
         typed = typed.strip()
-    if typed == _shown(spec.default):
+    if typed == shown(spec.default):
         return []
     return [f"{flag}={typed}"] if typed.startswith("-") else [flag, typed]
 
 
-def _split(typed: str, where: str) -> list[str]:
+def join(values: Sequence[str]) -> str:
+    """Several values as they stand in one field."""
+    return shlex.join(values)
+
+
+def split(typed: str, where: str) -> list[str]:
+    """The values in a field that holds several, as a shell would see them."""
     if typed.strip().startswith("["):
         return [typed.strip()]
     try:
@@ -173,8 +179,8 @@ def _split(typed: str, where: str) -> list[str]:
 
 def command_line(command: str, fields: Fields) -> str:
     """What a shell would be told, secrets left out."""
-    shown = {name: "***" if name in SECRETS and str(value).strip() else value for name, value in fields.items()}
-    return shlex.join(["swift", *argv(command, shown)])
+    told = {name: "***" if name in SECRETS and str(value).strip() else value for name, value in fields.items()}
+    return shlex.join(["swift", *argv(command, told)])
 
 
 # ---- what is wrong ----
@@ -267,7 +273,7 @@ def from_yaml(command: str, content: str) -> dict[str, str]:
 
 def fields_of(config: Config) -> dict[str, str]:
     """What stands in the fields for a config: every option that was given."""
-    return {name: _shown(config.value(name)) for name in config.specs() if config.given(name)}
+    return {name: shown(config.value(name)) for name in config.specs() if config.given(name)}
 
 
 def from_argv(argv: Sequence[str]) -> dict[str, str]:
@@ -276,6 +282,11 @@ def from_argv(argv: Sequence[str]) -> dict[str, str]:
         return fields_of(parse(config_class(argv[0]), list(argv[1:])).config)
     except UsageError:
         return {}
+
+
+def from_words(command: str, words: Sequence[str]) -> dict[str, str]:
+    """Fields of options as typed in a shell. UsageError where the command line has one."""
+    return fields_of(parse(config_class(command), list(words)).config)
 
 
 def from_record(command: str, record: Mapping[str, Any]) -> dict[str, str]:
@@ -287,4 +298,4 @@ def from_record(command: str, record: Mapping[str, Any]) -> dict[str, str]:
     given = [
         n for n, o in origins.items() if isinstance(o, dict) and o.get("source") in ("command line", "config file")
     ]
-    return {name: _shown(options[name]) for name in given if name in specs and name in options}
+    return {name: shown(options[name]) for name in given if name in specs and name in options}

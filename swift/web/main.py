@@ -11,16 +11,20 @@ import logging
 import os
 import socket
 import sys
+import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swift import runs
-from swift.config.commands import WebConfig
+from swift.config.commands import AppConfig, WebConfig
 from swift.config.record import explain
 from swift.config.web import WebOptions
 from swift.errors import MissingPackage, ResourceError, UsageError
 from swift.i18n import LANGUAGES, language
-from swift.web import guard
+from swift.web import forms, guard, page
+from swift.web.api import Api, Work
+from swift.web.chat import OWN as CHATS_OWN
+from swift.web.chat import Chat, ChatApi
 from swift.web.jobs import Jobs
 from swift.web.runlist import RunList
 
@@ -39,9 +43,40 @@ def web_ui(config: WebConfig) -> int:
     if config.common.dry_run:
         print(explain(config.decide("not shown", password="***") if options.password else config))
         return 0
+    gradio()
     with listen(options) as listener:
         jobs, runlist = places(options)
-        serve(application(options, jobs, runlist), listener, options)
+        chat = Chat(jobs.directory)
+        try:
+            serve(application(options, jobs, runlist, chat), listener, options)
+        finally:
+            chat.close()
+    return 0
+
+
+def app(config: AppConfig) -> int:
+    """Serve the chat page alone, with one model."""
+    options = config.web
+    check(options)
+    name = config.model.model or " ".join(config.model.adapters) or config.backends.base_url
+    if not name:
+        raise UsageError("no model", fix="--model DIRECTORY_OR_NAME, or --adapters CHECKPOINT")
+    for own in CHATS_OWN:
+        if config.given(own):
+            raise UsageError("the page's server sets this itself", where=f"--{own}", fix="leave it out")
+    if config.common.dry_run:
+        print(explain(config.decide("not shown", password="***") if options.password else config))
+        return 0
+    gradio()
+    deploy = forms.specs_of("deploy")
+    argv = forms.argv("deploy", {k: v for k, v in forms.fields_of(config).items() if k in deploy})
+    with listen(options) as listener, tempfile.TemporaryDirectory(prefix="swift-app-") as folder:
+        chat = Chat(Path(folder), fixed=argv)
+        try:
+            blocks = {lang: page.build_chat(Api(ChatApi(chat).table), lang, name) for lang in LANGUAGES}
+            serve(guarded(mounted(blocks, chosen_language(options)), options), listener, options)
+        finally:
+            chat.close()
     return 0
 
 
@@ -82,21 +117,16 @@ def chosen_language(options: WebOptions) -> str:
     return asked if asked in LANGUAGES else language()
 
 
-def application(options: WebOptions, jobs: Jobs, runlist: RunList) -> Any:
+def application(options: WebOptions, jobs: Jobs, runlist: RunList, chat: Chat) -> Any:
     """The ASGI application: /en/ and /zh/, / leads to the chosen one."""
-    gradio()
-    from swift.web.api import Api
-    from swift.web.page import build
-
-    blocks = {lang: build(Api(jobs, runlist, lang), lang) for lang in LANGUAGES}
+    talk = ChatApi(chat).table
+    blocks = {lang: page.build(Api(Work(jobs, runlist, lang).table, talk), lang) for lang in LANGUAGES}
     return guarded(mounted(blocks, chosen_language(options)), options)
 
 
 def mounted(blocks: dict[str, Any], first: str) -> FastAPI:
     from fastapi import FastAPI
     from fastapi.responses import FileResponse, RedirectResponse
-
-    from swift.web.page import STATIC, head, theme
 
     app = FastAPI(title="swift", docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -106,20 +136,19 @@ def mounted(blocks: dict[str, Any], first: str) -> FastAPI:
 
     @app.get("/favicon.ico")
     def icon() -> FileResponse:
-        return FileResponse(STATIC / "icon.svg", media_type="image/svg+xml")
+        return FileResponse(page.STATIC / "icon.svg", media_type="image/svg+xml")
 
-    for lang, page in blocks.items():
+    for lang, shown in blocks.items():
         app = gradio().mount_gradio_app(
             app,
-            page,
+            shown,
             path=f"/{lang}",
             footer_links=[],
             run_history=False,
             ssr_mode=False,
             show_error=True,
-            theme=theme(),
-            head=head(lang),
-            favicon_path=str(STATIC / "icon.svg"),
+            theme=page.theme(),
+            head=page.head(lang),
         )
     return app
 

@@ -8,12 +8,11 @@ elsewhere.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swift.config.registry import COMMANDS
-from swift.i18n import LANGUAGES, strings, text
+from swift.i18n import strings, text
 from swift.web.api import Api
 from swift.web.views import TRAINING
 
@@ -21,9 +20,11 @@ if TYPE_CHECKING:
     import gradio as gr
 
 STATIC = Path(__file__).parent / "static"
-SCRIPTS = ("core.js", "chart.js", "form.js", "runs.js")
+SCRIPTS = ("core.js", "chart.js", "checks.js", "form.js", "runs.js", "tables.js", "markdown.js", "chat.js")
 FONTS = ("ui-sans-serif", "system-ui", "PingFang SC", "Microsoft YaHei", "Noto Sans CJK SC", "sans-serif")
 MONO = ("ui-monospace", "SFMono-Regular", "Menlo", "Consolas", "monospace")
+# tab -> the command of its form, and the others whose jobs it lists
+JOBS = (("eval", ("eval",)), ("export", ("export", "merge-lora")), ("deploy", ("deploy",)))
 LANGUAGE_NAMES = {"en": "English", "zh": "中文"}
 
 
@@ -103,8 +104,25 @@ def build(api: Api, lang: str) -> gr.Blocks:
                 form(api, training, "train")
             with gr.Tab(t("tab_runs"), elem_id="tab-runs", id="runs"):
                 run_list(api, None, "runs")
+            with gr.Tab(t("tab_chat"), elem_id="tab-chat", id="chat"):
+                part(api, "window.swiftUI.chat(root, server, null);", "chat")
+            for tab, commands in JOBS:
+                with gr.Tab(t(f"tab_{tab}"), elem_id=f"tab-{tab}", id=tab):
+                    form(api, [commands[0]], tab)
+                    run_list(api, list(commands), f"{tab}-list")
+            with gr.Tab(t("tab_catalog"), elem_id="tab-catalog", id="catalog"), gr.Tabs():
+                for kind in ("models", "datasets"):
+                    with gr.Tab(t(f"tab_{kind}"), elem_id=f"tab-{kind}", id=kind):
+                        part(api, f"window.swiftUI.table(root, server, '{kind}');", f"table-{kind}")
     return page
 
 
-def pages(apis: Mapping[str, Api]) -> dict[str, gr.Blocks]:
-    return {lang: build(apis[lang], lang) for lang in LANGUAGES}
+def build_chat(api: Api, lang: str, model: str) -> gr.Blocks:
+    """The page of `swift app`: the chat with one model."""
+    import gradio as gr
+
+    with gr.Blocks(title=f"{model} - swift", analytics_enabled=False, fill_width=True) as page:
+        banner(lang)
+        name = json.dumps(model).replace("<", "\\u003c")
+        part(api, f"window.swiftUI.chat(root, server, {name});", "chat")
+    return page

@@ -19,6 +19,8 @@ TRAINING = ("sft", "pt", "rlhf")
 TABS = {"export": "export", "merge-lora": "export", "deploy": "deploy", "eval": "eval"}
 REPORT_BYTES = 4 << 20
 MOST_FILES = 300
+WRITTEN = re.compile(r"^(?:merged|quantized) model: (.+)$", re.MULTILINE)
+REPORT = re.compile(r"^report in (.+)$", re.MULTILINE)
 SERVED_AT = re.compile(r"serving .* at (https?://\S+)/v1")
 CONTENT_POLICY = (
     "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
@@ -72,6 +74,7 @@ def detail(run: Run) -> dict[str, Any]:
         "actions": actions(run),
         "form": _form(run, command, record),
         "address": _address(run) if command == "deploy" else None,
+        "talk": _talk(run),
     }
 
 
@@ -91,6 +94,10 @@ def actions(run: Run) -> list[str]:
         found.append("data_report")
     if path is not None:
         found.append("folder")
+    if _report_of(run) is not None:
+        found.append("eval_report")
+    if _result(run) is not None or (command_of(run) == "deploy" and _address(run)):
+        found.append("talk")
     if _form(run, command_of(run), {}) is not None:
         found.append("again")
     return found
@@ -99,6 +106,35 @@ def actions(run: Run) -> list[str]:
 def _can_go_on(run: Run, path: Path) -> bool:
     ended_early = state_of(run) in ("stopped", "failed", "lost")
     return ended_early and command_of(run) in TRAINING and bool(checkpoints(path))
+
+
+def _result(run: Run) -> Path | None:
+    """The model that a finished export has written."""
+    job = run.job
+    if job is None or job.state != "finished" or job.command not in ("export", "merge-lora"):
+        return None
+    said = WRITTEN.findall(read_end(job.log, 1 << 16)[0])
+    typed = forms.from_argv(job.argv).get("output_dir")
+    path = said[-1].strip() if said else typed
+    return job.cwd / path if path and (job.cwd / path / "config.json").is_file() else None
+
+
+def _report_of(run: Run) -> Path | None:
+    """The report that a finished evaluation has written."""
+    job = run.job
+    if job is None or job.command != "eval":
+        return None
+    said = REPORT.findall(read_end(job.log, 1 << 16)[0])
+    file = job.cwd / said[-1].strip() if said else None
+    return file if file is not None and file.name == "report.html" and file.is_file() else None
+
+
+def eval_report(run: Run) -> dict[str, Any]:
+    """An evaluation's report as a page without scripts."""
+    file = _report_of(run)
+    if file is None:
+        raise UsageError("this run has no report")
+    return {"html": safe_report(file)}
 
 
 def _figures(run: Run, last: dict[str, float], state: str) -> list[tuple[str, str]]:
@@ -166,6 +202,14 @@ def _address(run: Run) -> str | None:
         return None
     found = SERVED_AT.search(read_end(run.job.log, 1 << 16)[0])
     return found[1] if found else None
+
+
+def _talk(run: Run) -> dict[str, str] | None:
+    """What the chat is to talk to: a deployment's address, or what an export has written."""
+    if address := _address(run) if command_of(run) == "deploy" else None:
+        return {"model": address}
+    result = _result(run)
+    return {"model": str(result)} if result else None
 
 
 def data_report(run: Run) -> dict[str, Any]:

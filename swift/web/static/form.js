@@ -62,7 +62,7 @@
       const command = message.command || this.command;
       if (!this.commands.includes(command)) return;
       this.command = command;
-      await this.draw(message.fields);
+      await this.draw(message.merge ? { ...this.draft(), ...message.fields } : message.fields);
       this.keep();
       this.root.scrollIntoView({ block: "start" });
     }
@@ -228,13 +228,13 @@
       const answer = await this.call("start", { command: this.command, fields: this.fields });
       if (answer.mistakes && this.mark(answer.mistakes, true)) return;
       UI.note(t("started"));
+      if (this.tab !== "train") return UI.send(`${this.tab}-list`, { select: answer.job });
       UI.send("runs", { select: answer.job });
       UI.goTab("runs");
     }
 
     checks() {
-      if (this.tab !== "train") return null;
-      return this.tab === "train" && window.swiftUI.checks ? window.swiftUI.checks(this) : null;
+      return this.tab === "train" ? UI.checks(this) : null;
     }
 
     save() {

@@ -124,6 +124,7 @@
         resume: async () => this.choose((await this.call("resume", { id: run.id })).job),
         data_report: () => this.toggle("data_report", run),
         folder: () => this.toggle("folder", run),
+        eval_report: () => this.toggle("eval_report", run),
         again: () => { UI.send(run.form.tab, run.form); UI.goTab(run.form.tab); },
         talk: () => { UI.send("chat", run.talk); UI.goTab("chat"); },
       };
@@ -147,7 +148,7 @@
       }
       const answer = await this.call(what, { id: run.id });
       this.extra.dataset.shows = what;
-      if (what === "data_report") UI.replace(this.extra, el("iframe.sw-report", { srcdoc: answer.html, title: t("data_report"), sandbox: "" }));
+      if (answer.html !== undefined) UI.replace(this.extra, el("iframe.sw-report", { srcdoc: answer.html, title: t(what), sandbox: "" }));
       else UI.replace(this.extra, el("div.sw-label", {}, answer.path, button(t("copy"), () => UI.copy(answer.path), { kind: "small" })),
         el("table.sw-table", {}, el("tbody", {}, answer.files.map(([name, size]) => el("tr", {}, el("td", {}, name), el("td.number", {}, size))))));
     }
