@@ -142,7 +142,8 @@ def test_the_server_starts_without_torch_and_shows_the_asked_language(lang, tmp_
                     assert time.monotonic() < end
                     time.sleep(0.1)
             assert page.status_code == 200 and page.url.path == f"/{lang}/"
-            assert f'lang = "{lang}"' in page.text and strings(lang)["web"]["choose_run"] in page.text
+            head = client.get(f"/{lang}/config").json()["head"]
+            assert f'lang = "{lang}"' in head and strings(lang)["web"]["choose_run"] in head
             assert client.get("/", headers={"host": "evil.example"}).status_code == 403
             assert client.get("/favicon.ico").status_code == 200
         server.stdin.write("\n")
