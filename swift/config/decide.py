@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from swift.config.commands import ExportConfig, SftConfig
 from swift.config.decide_head import decide_head
+from swift.config.speed import decide_speed
 from swift.errors import UsageError
 
 E = TypeVar("E", SftConfig, ExportConfig)
@@ -41,6 +42,7 @@ def decide_sft(config: SftConfig, model_name: str, context: int | None, world_si
         lambda c: decide_chat(c, context),
         _evaluation,
         _saving,
+        decide_speed,
     )
     for step in steps:
         config = step(config)

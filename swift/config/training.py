@@ -34,6 +34,8 @@ class TrainingOptions:
     bf16: bool | None = option()
     fp16: bool | None = option()
     use_cpu: bool = option(False)
+    padding_free: bool | None = option()
+    lean_head: bool | None = option()
     torch_compile: bool = option(False)
     torch_compile_backend: str | None = option()
     torch_compile_mode: str | None = option()

@@ -20,6 +20,7 @@ from swift.plugins import make_callbacks
 from swift.train.callbacks import LogFile, Progress, Schedule
 from swift.train.heads import HeadTrainer, Objective
 from swift.train.interrupt import Interrupt
+from swift.train.lean.path import FastPath
 from swift.train.trainer import SftTrainer
 from swift.train.weights import load_weights, save_weights
 
@@ -104,6 +105,7 @@ def build_trainer(
         load_weights=lambda directory: load_weights(model, directory),
         sources=sources,
         lengths=lengths if training.group_by_length else None,
+        fast_path=_fast_path(config, model),
         parameter_groups=groups if config.tuner.lorap_lr_ratio is not None else None,
         shuffle=training.train_dataloader_shuffle,
         acc_strategy=config.evaluation.acc_strategy,
@@ -117,6 +119,15 @@ def build_trainer(
     )
     decayed = set(trainer.get_decay_parameter_names(model))
     return trainer
+
+
+def _fast_path(config: SftConfig, model: torch.nn.Module) -> FastPath | None:
+    training = config.training
+    if not training.padding_free:
+        return None
+    path = FastPath(model, padding_free=True, lean_head=bool(training.lean_head))
+    path.engage()
+    return path
 
 
 def _reporters(config: SftConfig, run_dir: Path) -> list[TrainerCallback]:

@@ -304,7 +304,7 @@ def test_a_full_disk_while_saving(tmp_path, model):
         "--output_dir",
         "out",
     ]
-    command += (QUICK + "--tuner_type full --report_to none --use_cpu true").split()
+    command += (QUICK + "--tuner_type full --torch_dtype float32 --report_to none --use_cpu true").split()
 
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (700_000, 700_000))

@@ -1,0 +1,119 @@
+"""The fast path held against the plain one at the start of a run: one small batch, its loss and all its gradients.
+
+Promises: weights, gradients and random numbers are as before afterwards. Zero matrices (LoRA's B at the start) are
+filled with noise for the while, since nothing shows through a zero. What differs is left out, aloud, part by part.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from swift.train import random_state
+from swift.train.lean.path import FastPath
+from swift.train.losses import IGNORED
+from swift.train.outofmemory import is_out_of_memory
+
+log = logging.getLogger("swift")
+
+ROWS, LENGTHS = 3, (64, 40, 23)
+# Relative: of the loss, of a parameter's gradient. Below 32 bits the order of sums alone is worth about that much.
+TOLERANCES = {True: (1e-4, 2e-3), False: (2e-2, 0.15)}
+
+Loss = Callable[[], torch.Tensor]
+
+
+def verify(
+    path: FastPath,
+    rows: Sequence[Mapping[str, Any]],
+    collate: Callable,
+    plain: Callable,
+    fast: Callable,
+    mixed: bool = False,
+) -> None:
+    """Compare and leave out what differs. `plain(batch)` and `fast(batch)` give a batch's loss, with gradient.
+
+    `mixed`: under autocast.
+    """
+    batch = collate([_clipped(rows[i % len(rows)], LENGTHS[i]) for i in range(min(ROWS, len(rows)))])
+    model = path.model
+    exact = not mixed and all(p.dtype == torch.float32 for p in model.parameters() if p.is_floating_point())
+    with random_state.untouched(), _at_rest(model), _noise_in_zeros(model):
+        with path.aside():
+            expected = _gradients(model, lambda: plain(batch))
+        while path.on:
+            why = _difference(model, expected, lambda: fast(batch), exact)
+            if why is None:
+                return
+            part = path.parts()[0]
+            path.without(part)
+            log.warning("--%s is off: %s", part, why)
+
+
+def _clipped(row: Mapping[str, Any], length: int) -> dict[str, Any]:
+    """`length` tokens of a row, around its first label."""
+    labels = row["labels"]
+    first = next((i for i, label in enumerate(labels) if label != IGNORED), 0)
+    start = max(0, min(first - length // 2, len(labels) - length))
+    cut = ("input_ids", "labels", "loss_scale")
+    return {name: value[start : start + length] if name in cut else value for name, value in row.items()}
+
+
+@contextmanager
+def _at_rest(model: nn.Module) -> Iterator[None]:
+    """Without dropout."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
+
+
+@contextmanager
+def _noise_in_zeros(model: nn.Module) -> Iterator[None]:
+    zeros = [p for p in model.parameters() if p.requires_grad and not p.any()]
+    generator = torch.Generator().manual_seed(0)
+    for parameter in zeros:
+        noise = torch.randn(parameter.shape, generator=generator) * 0.02
+        parameter.data.copy_(noise)
+    try:
+        yield
+    finally:
+        for parameter in zeros:
+            parameter.data.zero_()
+
+
+def _gradients(model: nn.Module, loss: Loss) -> tuple[torch.Tensor, Sequence[torch.Tensor | None]]:
+    """(the loss, the gradient of each trained parameter); `.grad` and the hooks on it are left alone."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    value = loss()
+    return value.detach().float(), torch.autograd.grad(value, trained, allow_unused=True)
+
+
+def _difference(model: nn.Module, expected: tuple[torch.Tensor, Sequence], loss: Loss, exact: bool) -> str | None:
+    """In words, or None when it is within the tolerance."""
+    try:
+        value, gradients = _gradients(model, loss)
+    except Exception as error:
+        if is_out_of_memory(error):
+            raise
+        return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+    names = [name for name, p in model.named_parameters() if p.requires_grad]
+    of_loss, of_gradient = TOLERANCES[exact]
+    if not abs(float(value - expected[0])) <= of_loss * max(1.0, abs(float(expected[0]))):
+        return f"the loss of a batch is {float(value):.6g}, on the plain path {float(expected[0]):.6g}"
+    norms = [0.0 if g is None else float(g.float().norm()) for g in expected[1]]
+    floor = 1e-2 * (sum(n * n for n in norms) / max(len(norms), 1)) ** 0.5
+    for name, plain, fast, norm in zip(names, expected[1], gradients, norms, strict=True):
+        if plain is None and fast is None:
+            continue
+        gap = float(((0.0 if fast is None else fast.float()) - (0.0 if plain is None else plain.float())).norm())
+        if not gap <= of_gradient * (norm + floor):
+            return f"the gradient of {name} differs from the plain path's by {gap / (norm + floor):.1%}"
+    return None

@@ -1,0 +1,149 @@
+"""The fast path of one run: which of its parts are on, and the loss of a batch through them.
+
+Promises: `FastPath.loss` returns what the trainer's plain forward does: the batch's share of the step's mean loss and
+the counts. With no part left the trainer's own forward runs.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+from swift.train.lean import model as shapes
+from swift.train.lean import segments
+from swift.train.lean.head import Head
+from swift.train.lean.segments import Flat
+from swift.train.losses import IGNORED, LossParts
+
+log = logging.getLogger("swift")
+
+
+class FastPath:
+    """`padding_free`: rows stand one behind the other. `lean_head`: the head works on label positions, in chunks.
+
+    The second needs the first. Parts that the model doesn't fit are left out at once, with a line that says why.
+    """
+
+    def __init__(self, model: nn.Module, *, padding_free: bool, lean_head: bool):
+        self.model, self.base = model, shapes.base_of(model)
+        self.before: str | None = None  # the attention before ours
+        self.padding_free, self.lean_head = padding_free, lean_head and padding_free
+        self._head: Head | None = None
+        self._fit()
+
+    def _fit(self) -> None:
+        why = shapes.refusal(self.base) if self.padding_free else None
+        why = why or (shapes.joining_refusal(self.base) if self.padding_free else None)
+        if why is not None:
+            self.refuse(why)
+        if self.lean_head:
+            head = shapes.head_of(self.base)
+            routed = getattr(self.base.config, "output_router_logits", False)
+            if routed and shapes.router_loss_of(self.base) is None:
+                head = "its routers' loss is computed in a way of its own"
+            if isinstance(head, str):
+                log.info("logits are computed whole: %s", head)
+                self.lean_head = False
+            else:
+                self._head = head
+
+    @property
+    def on(self) -> bool:
+        return self.padding_free
+
+    def parts(self) -> list[str]:
+        return [name for name in ("lean_head", "padding_free") if getattr(self, name)]
+
+    def engage(self) -> None:
+        """Put the parts into the model."""
+        if self.padding_free and self.base.config._attn_implementation not in (segments.NAME, *segments.FLASH):
+            segments.register()
+            self.before = self.base.config._attn_implementation
+            self.base.set_attn_implementation(segments.NAME)
+        if self.lean_head:
+            shapes.install(self.base, self._head)
+
+    @contextmanager
+    def aside(self) -> Iterator[None]:
+        """The plain path for a while."""
+        self.release()
+        try:
+            yield
+        finally:
+            self.engage()
+
+    def release(self) -> None:
+        """Take them out again; the model is as transformers and peft made it."""
+        shapes.uninstall(self.base)
+        if self.before is not None:
+            self.base.set_attn_implementation(self.before)
+            self.before = None
+
+    def refuse(self, why: str) -> None:
+        """No part is used in this run."""
+        log.info("batches are padded and logits whole: %s", why)
+        self.release()
+        self.padding_free = self.lean_head = False
+
+    def without(self, part: str) -> None:
+        """Leave a part out from now on; without joined rows there is no other part either."""
+        self.release()
+        setattr(self, part, False)
+        if not self.padding_free:
+            self.lean_head = False
+        self.engage()
+
+    # ---- a batch ----
+
+    def label_count(self, batch: dict[str, Any]) -> torch.Tensor:
+        """Label tokens of a padded batch: int64 scalar."""
+        labels = batch["labels"]
+        return ((labels != IGNORED) & ~segments.first_tokens(batch["attention_mask"])).sum()
+
+    def loss(
+        self, model: nn.Module, inputs: dict[str, Any], tokens: torch.Tensor, smoothing: float, router: float = 0.0
+    ) -> tuple[torch.Tensor, LossParts]:
+        """`inputs` is a padded batch, `model` the model in whatever wrapping; `router` weighs the routers' loss."""
+        flat = segments.flatten(inputs)
+        implementation = self.base.config._attn_implementation
+        arguments = segments.attention_arguments(flat.segments, implementation, flat.input_ids.device)
+        arguments |= {"input_ids": flat.input_ids, "position_ids": flat.position_ids, "use_cache": False}
+        outputs, parts = self._run(model, arguments, flat, smoothing)
+        loss = parts.total / tokens
+        if outputs.get("aux_loss") is not None:
+            loss = loss + router * outputs["aux_loss"].to(loss.device) * (parts.tokens / tokens)
+        return loss, parts
+
+    def _run(self, model: nn.Module, arguments: dict[str, Any], flat: Flat, smoothing: float) -> tuple[Any, LossParts]:
+        following = flat.labels[0, 1:]
+        positions = (following != IGNORED).nonzero().squeeze(1)
+        targets = following[positions]
+        weights = None if flat.loss_scale is None else flat.loss_scale[0, 1:][positions]
+        if self.lean_head:
+            if getattr(self.base.config, "output_router_logits", False):
+                arguments["output_router_logits"] = True
+            lean = {"positions": positions, "targets": targets, "weights": weights, "smoothing": smoothing}
+            outputs = model(**arguments, lean=lean)
+            return outputs, _counts(outputs["total"], outputs["hits"], positions, flat)
+        outputs = model(**arguments)
+        chosen = outputs.logits[0].index_select(0, positions).float()
+        losses = nn.functional.cross_entropy(chosen, targets, reduction="none", label_smoothing=smoothing)
+        total = (losses if weights is None else losses * weights).sum()
+        return outputs, _counts(total, chosen.detach().argmax(-1) == targets, positions, flat)
+
+
+def _counts(total: torch.Tensor, hits: torch.Tensor, positions: torch.Tensor, flat: Flat) -> LossParts:
+    device = positions.device
+    count = len(flat.segments.sizes)
+    rows = torch.arange(count, device=device).repeat_interleave(torch.tensor(flat.segments.sizes, device=device))
+    rows = rows[positions]
+    labelled = torch.zeros(count, dtype=torch.int64, device=device).index_add_(0, rows, torch.ones_like(rows))
+    wrong = torch.zeros(count, dtype=torch.int64, device=device).index_add_(0, rows, (~hits).long())
+    right_rows = ((labelled > 0) & (wrong == 0)).sum()
+    tokens = torch.tensor(len(positions), device=device)
+    return LossParts(total, tokens, hits.sum(), (labelled > 0).sum(), right_rows)
