@@ -29,6 +29,10 @@ def decide_speed(config: SftConfig) -> SftConfig:
 
 def _against_joining(config: SftConfig) -> str | None:
     training = config.training
+    if config.head.task_type != "causal_lm":
+        return f"--task_type {config.head.task_type} has a head of its own"
+    if training.fsdp:
+        return "with --fsdp the weights are spread over processes"
     if training.use_liger_kernel:
         return "Liger's kernels have a loss of their own"
     if training.neftune_noise_alpha:

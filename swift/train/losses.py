@@ -28,6 +28,11 @@ class LossParts(NamedTuple):
     right_rows: torch.Tensor
 
 
+def label_count(batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    """Labelled tokens of a padded batch that something stands before: int64 scalar."""
+    return (batch["labels"][:, 1:] != IGNORED).sum()
+
+
 def label_positions(labels: torch.Tensor) -> torch.Tensor:
     """Positions whose output predicts a label in some row: int64 [K], for `logits_to_keep`. `labels` int64 [B, T]."""
     return (labels[:, 1:] != IGNORED).any(dim=0).nonzero().squeeze(1)

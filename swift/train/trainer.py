@@ -27,9 +27,9 @@ from swift import runs
 from swift.errors import TrainingError
 from swift.train import checkpoints, fsdp, metrics, random_state
 from swift.train.callbacks import Reporter, Schedule
-from swift.train.lean.check import verify
+from swift.train.lean.check import CheckFirst
 from swift.train.lean.path import FastPath
-from swift.train.losses import IGNORED, LossParts, causal_loss, label_positions
+from swift.train.losses import IGNORED, LossParts, causal_loss, label_count, label_positions
 from swift.train.shares import EpochOrder, Filled, WithoutFillers, counted_tokens
 
 # Sums of a window that are the same in every process, or a mean over them.
@@ -102,7 +102,7 @@ class SftTrainer(Trainer):
         )
         self.remove_callback(DefaultFlowCallback)
         self.remove_callback(PrinterCallback)
-        self.add_callback(_CheckFirst(self))
+        self.add_callback(CheckFirst(self))
         self.loss_is_scaled_for_ga = True
         self.tally = metrics.Tally(args.device)
         self.watch = metrics.Stopwatch()
@@ -148,7 +148,7 @@ class SftTrainer(Trainer):
         """Label tokens of the step's batches, int64 scalar; of all processes with average_tokens_across_devices."""
         if not batch_samples:
             return None
-        of_batch = self.fast_path.label_count if self._fast else _label_count
+        of_batch = self.fast_path.label_count if self.is_fast else label_count
         count = torch.stack([of_batch(batch) for batch in batch_samples]).sum().to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()
@@ -167,15 +167,15 @@ class SftTrainer(Trainer):
         return loss
 
     @property
-    def _fast(self) -> bool:
+    def is_fast(self) -> bool:
         return self.fast_path is not None and self.fast_path.on
 
     def _forward(self, model, inputs, tokens: torch.Tensor, smoothing: float) -> tuple[torch.Tensor, LossParts | None]:
-        if self._fast:
+        if self.is_fast:
             return self.fast_path.loss(model, inputs, tokens, smoothing, self.router_coefficient)
-        return self._plain_forward(model, inputs, tokens, smoothing)
+        return self.plain_forward(model, inputs, tokens, smoothing)
 
-    def _plain_forward(self, model, inputs, tokens: torch.Tensor, smoothing: float):
+    def plain_forward(self, model, inputs, tokens: torch.Tensor, smoothing: float):
         labels = inputs["labels"]
         if not self.own_loss:
             return model(**inputs, num_items_in_batch=tokens).loss, None
@@ -199,26 +199,6 @@ class SftTrainer(Trainer):
     @property
     def router_coefficient(self) -> float:
         return getattr(self.model.config.get_text_config(), "router_aux_loss_coef", 0.0)
-
-    def check_fast_path(self) -> None:
-        """Hold the fast path to the plain one on a batch of this run; what differs is left out, aloud."""
-        if not self._fast:
-            return
-        if self.is_fsdp_enabled or self.is_deepspeed_enabled:
-            self.fast_path.refuse("the weights are spread over processes")
-            return
-
-        def loss_by(forward):
-            def of(batch):
-                batch = self._prepare_inputs(batch)
-                batch.pop("row_ids", None)
-                return forward(self.model, batch, _label_count(batch), 0.0)[0]
-
-            return of
-
-        mixed = self.args.bf16 or self.args.fp16
-        plain, fast = loss_by(self._plain_forward), loss_by(self._forward)
-        verify(self.fast_path, self.train_dataset, self.data_collator, plain, fast, mixed)
 
     def _get_grad_norm(self, model, grad_norm=None):
         """Called once a step between the backward passes and the optimizer: the place to refuse what isn't finite."""
@@ -494,22 +474,10 @@ class SftTrainer(Trainer):
             super()._load_rng_state(checkpoint)
 
 
-class _CheckFirst(TrainerCallback):
-    def __init__(self, trainer: SftTrainer):
-        self.trainer = trainer
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self.trainer.check_fast_path()
-
-
 def _takes_logits_to_keep(model: torch.nn.Module) -> bool:
     """True when the model can compute the logits of chosen positions only."""
     base = model.get_base_model() if isinstance(model, PeftModel) else model
     return "logits_to_keep" in inspect.signature(base.forward).parameters
-
-
-def _label_count(batch: dict[str, torch.Tensor]) -> torch.Tensor:
-    return (batch["labels"][:, 1:] != IGNORED).sum()
 
 
 def _counted(labels: torch.Tensor) -> LossParts:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from swift.train.lean.check import CheckFirst
 from swift.train.lean.head import Head, head_loss
 from swift.train.lean.path import FastPath
 from tests import tiny
@@ -175,6 +176,6 @@ def test_the_check_leaves_weights_and_random_numbers_alone(tmp_path):
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    trainer.check_fast_path()
+    CheckFirst(trainer).on_train_begin(trainer.args, trainer.state, trainer.control)
     assert trainer.fast_path.lean_head and torch.equal(torch.get_rng_state(), state) and model.training
     assert all(torch.equal(p, before[name]) and p.grad is None for name, p in model.named_parameters())

@@ -6,18 +6,23 @@ filled with noise for the while, since nothing shows through a zero. What differ
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers import TrainerCallback
 
 from swift.train import random_state
 from swift.train.lean.path import FastPath
-from swift.train.losses import IGNORED
+from swift.train.losses import IGNORED, label_count
 from swift.train.outofmemory import is_out_of_memory
+
+if TYPE_CHECKING:
+    from swift.train.trainer import SftTrainer
 
 log = logging.getLogger("swift")
 
@@ -26,6 +31,33 @@ ROWS, LENGTHS = 3, (64, 40, 23)
 TOLERANCES = {True: (1e-4, 2e-3), False: (2e-2, 0.15)}
 
 Loss = Callable[[], torch.Tensor]
+
+
+class CheckFirst(TrainerCallback):
+    """Checks the trainer's fast path before the first step."""
+
+    def __init__(self, trainer: SftTrainer):
+        self.trainer = trainer
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        trainer, path = self.trainer, self.trainer.fast_path
+        if not trainer.is_fast:
+            return
+        if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
+            path.refuse("the weights are spread over processes")
+            return
+
+        def by(forward: Callable) -> Callable:
+            def loss(batch: dict[str, Any]) -> torch.Tensor:
+                batch = trainer._prepare_inputs(batch)
+                batch.pop("row_ids", None)
+                return forward(trainer.model, batch, label_count(batch), 0.0)[0]
+
+            return loss
+
+        fast = functools.partial(path.loss, router=trainer.router_coefficient)
+        mixed = trainer.args.bf16 or trainer.args.fp16
+        verify(path, trainer.train_dataset, trainer.data_collator, by(trainer.plain_forward), by(fast), mixed)
 
 
 def verify(

@@ -46,7 +46,8 @@ def head_loss(
     `hidden` [N, H], `targets` int64 [N], `weights` float [N] multiply the tokens' losses.
     """
     if len(targets) == 0:
-        return hidden.float().sum() * 0.0, torch.zeros(0, dtype=torch.bool, device=hidden.device)
+        nothing = sum((p.flatten()[0].float() for p in head.parameters()), hidden.float().sum()) * 0.0
+        return nothing, torch.zeros(0, dtype=torch.bool, device=hidden.device)
     settings = _Settings(head, targets, weights, smoothing, chunk_bytes, torch.is_grad_enabled())
     if head.plain:
         return _LinearLoss.apply(hidden, head.module.weight, head.module.bias, settings)
