@@ -10,6 +10,7 @@ import base64
 import binascii
 import io
 import math
+import mimetypes
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from typing import Any
 from swift.errors import DataError, MissingPackage
 
 TIMEOUT = 30  # seconds for a URL to answer
+MOST_BYTES = 1 << 30  # of one file from a URL
 _DATA = re.compile(r"data:[^,]*,", re.IGNORECASE)
 _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*")
 
@@ -119,11 +121,36 @@ def _source(item: Any) -> Any:
     return item
 
 
+def fetched(item: Any) -> Any:
+    """What stands at an http(s) address, as bytes; anything else as it is. DataError when it can't be had."""
+    if not isinstance(item, str) or not item.startswith(("http://", "https://")):
+        return item
+    try:
+        return _fetch(item)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{shown(item)!r} can't be read: {_reason(error)}") from error
+
+
 def _fetch(url: str) -> bytes:
     from urllib.request import Request, urlopen
 
     with urlopen(Request(url, headers={"User-Agent": "swift"}), timeout=TIMEOUT) as answer:
-        return answer.read()
+        found = answer.read(MOST_BYTES + 1)
+    if len(found) > MOST_BYTES:
+        raise ValueError(f"it is larger than {MOST_BYTES >> 20} MiB")
+    return found
+
+
+def data_url(reference: str) -> str:
+    """A local file as a data: URL; a URL as it is. DataError when the file can't be read."""
+    if reference.startswith(("http://", "https://", "data:")):
+        return reference
+    kind = mimetypes.guess_type(reference)[0] or "application/octet-stream"
+    try:
+        content = Path(reference).read_bytes()
+    except OSError as error:
+        raise DataError(f"{reference!r} can't be read: {_reason(error)}") from error
+    return f"data:{kind};base64,{base64.b64encode(content).decode('ascii')}"
 
 
 def shown(item: Any) -> str:

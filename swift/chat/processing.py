@@ -16,7 +16,11 @@ from swift.chat.medium import MediaSettings, load_audio, load_image, load_video
 from swift.errors import DataError, SwiftError
 
 LOADERS = {"images": load_image, "videos": load_video, "audios": load_audio}
-ARGUMENTS = {"images": "images", "videos": "videos", "audios": "audio"}
+PARTS = {
+    "image": ("image_processor",),
+    "video": ("video_processor",),
+    "audio": ("feature_extractor", "audio_processor"),
+}
 OFFSETS = "text_replacement_offsets"
 
 
@@ -25,13 +29,15 @@ class Processed:
     """ids of the expanded text; `tensors`: what else the model takes, each for this row alone, by argument name.
 
     replacements: (span in the text, what stands there now), in order; None from a processor that doesn't say.
-    placeholders: ids that stand for a piece of a medium.
+    placeholders: ids that stand for a piece of a medium. marks_answers: the processor makes labels of its own, which
+    aren't ours, and `token_type_ids` are to be 1 from the answer on: what stands before sees all of itself (paligemma).
     """
 
     ids: list[int]
     tensors: dict[str, Any]
     replacements: list[tuple[tuple[int, int], str]] | None = None
     placeholders: frozenset[int] = frozenset()
+    marks_answers: bool = False
 
     def expanded(self, text: str) -> str:
         """The text with its placeholders replaced."""
@@ -97,7 +103,8 @@ class Processing:
         ids = out.pop("input_ids")[0].tolist()
         out.pop("attention_mask", None)
         offsets = out.pop(OFFSETS, None)
-        return Processed(ids, out, _replacements(offsets), self._placeholders())
+        answers = out.pop("labels", None) is not None
+        return Processed(ids, out, _replacements(offsets), self._placeholders(), answers)
 
     def _call(self, text: str, arguments: dict[str, Any]) -> dict[str, Any]:
         import torch
@@ -114,10 +121,15 @@ class Processing:
             raise DataError(f"the model's processor refuses the row: {error}") from error
         return {name: value for name, value in out.items() if name == OFFSETS or isinstance(value, torch.Tensor)}
 
+    @property
+    def kinds(self) -> frozenset[str]:
+        """Of "image", "video" and "audio" those that the processor has a part for."""
+        return frozenset(
+            kind for kind, parts in PARTS.items() if any(getattr(self.processor, p, None) is not None for p in parts)
+        )
+
     def _check_kind(self, name: str) -> None:
-        part = {"images": "image_processor", "videos": "video_processor"}.get(name)
-        parts = [part] if part else ["feature_extractor", "audio_processor"]
-        if all(getattr(self.processor, part, None) is None for part in parts):
+        if name.removesuffix("s") not in self.kinds:
             raise DataError(f"the model takes no {name}")
 
     def _placeholders(self) -> frozenset[int]:

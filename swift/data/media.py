@@ -19,7 +19,7 @@ KINDS = ("image", "video", "audio")
 TAGS = {kind: f"<{kind}>" for kind in KINDS}
 _MARKED = re.compile(r"<(img|image|video|audio)>\s*([^\s<>]+)\s*</\1>")
 _ANY_TAG = re.compile(r"<(image|video|audio)>")
-_BLOCK_KINDS = {
+BLOCK_KINDS = {
     "image": "image",
     "image_url": "image",
     "input_image": "image",
@@ -57,7 +57,7 @@ class MediaSlots:
     def take_block(self, block: Mapping[str, Any]) -> str | None:
         """The tag that stands for a media block, or None when the block is no media block."""
         name = block.get("type")
-        kind = _BLOCK_KINDS.get(name) if isinstance(name, str) else None
+        kind = BLOCK_KINDS.get(name) if isinstance(name, str) else None
         if kind is None:
             return None
         keys = (name, kind, "source", "url", "path")

@@ -7,15 +7,16 @@ the arithmetic). Knows nothing of sampling, texts or threads.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from transformers import DynamicCache
+from transformers import DynamicCache, GenerationMixin
 
 from swift.engines import cache as rows_cache
 from swift.engines.sampling import scored
 from swift.engines.sequence import GenerationState
+from swift.engines.whole import moved
 
 # Models without `position_ids` that find each token's place from the attention mask, so that padding doesn't shift it.
 PLACED_BY_MASK = ("bloom", "mpt")
@@ -25,9 +26,10 @@ OWN_CACHE = ("minimax",)  # a cache class of the model's own, which no other can
 class CausalModel:
     """The forward pass of a decoder-only transformers model, called as `generate` calls it.
 
-    `can_batch`: rows may stand beside others; `can_pad`: also their prompts, and in chunks. `can_step`: its cache
-    is one that we know. A model that takes no positions would see its rows moved by padding on the left: it isn't
-    stepped here.
+    `can_see`: prompts with images and the like: what they bring is needed for the prompt alone, and only the places of
+    later tokens depend on it. `can_batch`: rows may stand beside others; `can_pad`: also their prompts, and in
+    chunks. `can_step`: its cache is one that we know. A model that takes no positions would see its rows moved by
+    padding on the left: it isn't stepped here.
     """
 
     def __init__(self, model: Any):
@@ -41,6 +43,7 @@ class CausalModel:
         placed = self._takes_positions or model.config.model_type in PLACED_BY_MASK
         known = self._cache_name in accepted and model.config.model_type not in OWN_CACHE
         self.can_step = known and (placed or rows_cache.is_recurrent(cache))
+        self.can_see = self.can_step and _forgets_inputs(model)
         self.can_batch = rows_cache.can_batch(cache) and self.can_step
         self.can_pad = rows_cache.can_pad(cache) and placed
 
@@ -48,15 +51,25 @@ class CausalModel:
         return rows_cache.new_cache(self.model.config)
 
     def logits(
-        self, ids: torch.Tensor, mask: torch.Tensor, cache: DynamicCache, first: bool, every: bool = False
+        self,
+        ids: torch.Tensor,
+        mask: torch.Tensor,
+        cache: DynamicCache,
+        first: bool,
+        every: bool = False,
+        positions: torch.Tensor | None = None,
+        seen: Mapping[str, torch.Tensor] | None = None,
     ) -> torch.Tensor:
-        """ids: int64 [rows, new columns]; mask: int64 [rows, all columns]. Returns [rows, columns, vocabulary]: of the
-        last column, or with `every` of all new ones.
+        """ids: int64 [rows, new columns]; mask: int64 [rows, all columns]; positions: of the new columns, [rows,
+        columns] or [axes, rows, columns], None for those by the mask; `seen`: what a whole prompt's media are made of.
+        Returns [rows, columns, vocabulary]: of the last column, or with `every` of all new ones.
         """
         inputs: dict[str, Any] = {} if every else dict(self._extra)
+        inputs |= seen or {}
         if self._takes_positions:
-            positions = (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)
-            inputs["position_ids"] = positions[:, -ids.shape[1] :]
+            if positions is None:
+                positions = _places(mask)[:, -ids.shape[1] :]
+            inputs["position_ids"] = positions
         prepared = self.model.prepare_inputs_for_generation(
             ids,
             **{self._cache_name: cache},
@@ -67,9 +80,27 @@ class CausalModel:
         )
         return self.model(**prepared, return_dict=True).logits[:, slice(None) if every else slice(-1, None)]
 
+    def positions(self, ids: torch.Tensor, mask: torch.Tensor, seen: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+        """Where `generate` places the tokens of a whole prompt with media."""
+        if not self._takes_positions:
+            return None
+        return self.model._prepare_position_ids_for_generation(ids, {"attention_mask": mask, **seen})
+
+
+def _places(mask: torch.Tensor) -> torch.Tensor:
+    """Every token's place in its row, 0 for padding. int64 [rows, columns]."""
+    return (mask.cumsum(-1) - 1).masked_fill(mask == 0, 0)
+
+
+def _forgets_inputs(model: Any) -> bool:
+    """Whether `generate` takes nothing of a prompt's media on to the next step."""
+    return type(model)._update_model_kwargs_for_generation is GenerationMixin._update_model_kwargs_for_generation
+
 
 class Batch:
-    """Rows with one cache. `states[i]` is row i; every row's last id is not in the cache yet."""
+    """Rows with one cache. `states[i]` is row i; every row's last id is not in the cache yet. `offsets`: [axes, rows],
+    how far a row's next token stands from its place in the row, in a model that places tokens in space.
+    """
 
     def __init__(self, model: CausalModel, states: Sequence[GenerationState], chunk: int):
         self.model, self.states = model, list(states)
@@ -81,7 +112,9 @@ class Batch:
             self._ids[row, longest - len(state.ids) :] = torch.tensor(state.ids)
             self._full_mask[row, longest - len(state.ids) :] = 1
         self._ids, self._full_mask = self._ids.to(model.device), self._full_mask.to(model.device)
-        self._chunk = chunk if model.can_pad else longest
+        self._seen = moved(states[0].inputs, model.device, model.model.dtype) if states[0].inputs is not None else None
+        self._chunk = chunk if model.can_pad and self._seen is None else longest
+        self.offsets: torch.Tensor | None = None
         self.mask = self._full_mask[:, :0]
 
     @property
@@ -93,9 +126,12 @@ class Batch:
         start, stop = self.columns, min(self.columns + self._chunk, self._ids.shape[1])
         self.mask = self._full_mask[:, :stop]
         scored_rows = [state for state in self.states if state.prompt_logprobs is not None]
-        logits = self.model.logits(
-            self._ids[:, start:stop], self.mask, self.cache, first=start == 0, every=bool(scored_rows)
-        )
+        ids, seen, self._seen = self._ids[:, start:stop], self._seen, None
+        positions = None if seen is None else self.model.positions(ids, self.mask, seen)
+        if positions is not None and positions.ndim == 3:
+            self.offsets = positions[..., -1] - _places(self.mask)[:, -1]
+        every = bool(scored_rows)
+        logits = self.model.logits(ids, self.mask, self.cache, start == 0, every, positions, seen)
         for state in scored_rows:
             self._score(state, logits[self.states.index(state)], start)
         return logits[:, -1] if stop == self._ids.shape[1] else None
@@ -113,7 +149,10 @@ class Batch:
         """Compute every row's last id: logits [rows, vocabulary]."""
         ids = torch.tensor([[state.ids[-1]] for state in self.states], device=self.model.device)
         self.mask = torch.cat([self.mask, self.mask.new_ones(len(self.states), 1)], dim=1)
-        return self.model.logits(ids, self.mask, self.cache, first=False)[:, -1]
+        positions = None
+        if self.offsets is not None:
+            positions = _places(self.mask)[:, -1:] + self.offsets[..., None]
+        return self.model.logits(ids, self.mask, self.cache, first=False, positions=positions)[:, -1]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all other rows, and the columns that only they used. The order of the rows may change."""
@@ -122,8 +161,10 @@ class Batch:
         order = rows_cache.closing_ranks(rows)
         self.states = [self.states[row] for row in order]
         if not rows:
-            self.cache = self.model.new_cache()
+            self.cache, self.offsets = self.model.new_cache(), None
             return
+        if self.offsets is not None:
+            self.offsets = self.offsets[:, order]
         mask = self.mask[order]
         columns = int(mask.sum(-1).max())
         rows_cache.keep(self.cache, order, columns)
@@ -134,6 +175,13 @@ class Batch:
         columns = max(self.columns, other.columns)
         rows_cache.join(self.cache, other.cache, columns)
         self.mask = torch.cat([_pad_left(self.mask, columns), _pad_left(other.mask, columns)])
+        if self.offsets is not None or other.offsets is not None:
+            known = self.offsets if self.offsets is not None else other.offsets
+            parts = [
+                known.new_zeros(known.shape[0], len(b.states)) if b.offsets is None else b.offsets
+                for b in (self, other)
+            ]
+            self.offsets = torch.cat(parts, dim=1)
         self.states += other.states
 
 

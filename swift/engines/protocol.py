@@ -176,12 +176,14 @@ class Result:
 class Capabilities:
     """What requests may ask of this engine. `context_length` is in tokens, None when the engine doesn't know it.
 
-    `unsupported` are the fields of `Sampling` that it can't honour, `grammars` the kinds of `Grammar` that it can.
+    `inputs`: a prompt may have tensors of media beside its ids. `unsupported` are the fields of `Sampling` that it
+    can't honour, `grammars` the kinds of `Grammar` that it can.
     """
 
     context_length: int | None = None
     max_concurrency: int = 1
     prompt_ids: bool = True
+    inputs: bool = False
     unsupported: frozenset[str] = frozenset()
     grammars: frozenset[str] = frozenset()
     adapters: tuple[str, ...] = ()
@@ -206,6 +208,8 @@ class Capabilities:
             )
         if request.prompt_ids is not None and not self.prompt_ids:
             raise RequestError("this engine takes no token ids", fix="send messages", param="prompt_ids")
+        if request.inputs is not None and not self.inputs:
+            raise RequestError("this engine takes no images, video or audio", param="inputs")
         if request.adapter is not None and request.adapter not in self.adapters:
             loaded = ", ".join(self.adapters) or "none"
             raise RequestError(

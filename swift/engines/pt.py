@@ -78,7 +78,7 @@ class PtEngine:
         context = context_length or own_context
         self._lengths = Lengths(context, prompt_limit, truncation, model.generation_config.max_new_tokens)
         self._vocabulary = model.get_input_embeddings().weight.shape[0]
-        self.capabilities = Capabilities(context, max_batch_size, grammars=grammars_of(tokenizer))
+        self.capabilities = Capabilities(context, max_batch_size, inputs=True, grammars=grammars_of(tokenizer))
         self._grammars = GrammarCompiler(tokenizer, self._vocabulary, self._end_ids)
         self._tokenizer_lock = threading.Lock()
         causal, ragged = CausalModel(model), RaggedModel(model)

@@ -199,9 +199,9 @@ class Scheduler:
                 self._waiting.popleft()
         group: list[GenerationState] = []
         for state in chosen:
-            if state.num_beams > 1 or state.inputs is not None or not self._model.can_step:
+            if state.num_beams > 1 or not self._can_step(state):
                 self._whole(state)
-            elif state.alone or len(state.ids) > self._chunk or not self._model.can_pad:
+            elif state.alone or state.inputs is not None or len(state.ids) > self._chunk or not self._model.can_pad:
                 self._prefilling.append(Batch(self._model, [state], self._chunk))
             else:
                 longest = max(len(s.ids) for s in (*group, state))
@@ -231,6 +231,9 @@ class Scheduler:
             return
         staying = {id(states[i]) for i in self._deal(states, logits)}
         rows.drop([state for state in states if id(state) not in staying], keep=True)
+
+    def _can_step(self, state: GenerationState) -> bool:
+        return self._model.can_step if state.inputs is None else self._model.can_see
 
     def _prefill(self, batch: Batch) -> None:
         done = self._guarded(batch, self._prefill_chunk)

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from swift.chat.medium import data_url
 from swift.engines.protocol import Grammar, Sampling, TokenLogprob
 
 Body = dict[str, Any]
@@ -147,7 +148,9 @@ def _grammar(dialect: Dialect, grammar: Grammar | None) -> Body:
 
 
 def _outgoing(message: Mapping[str, Any]) -> Body:
-    """Arguments of tool calls as text, as the API wants them."""
+    """Arguments of tool calls as text and media as URLs, as the API wants them."""
+    if isinstance(message.get("content"), list):
+        message = {**message, "content": [_part(block) for block in message["content"]]}
     calls = message.get("tool_calls")
     if not calls:
         return dict(message)
@@ -158,6 +161,18 @@ def _outgoing(message: Mapping[str, Any]) -> Body:
             function["arguments"] = json.dumps(function.get("arguments") or {}, ensure_ascii=False)
         sent.append({"id": call.get("id") or f"call_{number}", "type": "function", "function": function})
     return {**message, "tool_calls": sent}
+
+
+def _part(block: Mapping[str, Any]) -> Body:
+    """A block of a message as the OpenAI API has it; a local file goes along as a data: URL."""
+    kind = block.get("type")
+    if kind not in ("image", "video", "audio") or not isinstance(block.get(kind), str):
+        return dict(block)
+    url = data_url(block[kind])
+    if kind == "audio" and url.startswith("data:"):
+        head, _, data = url.partition(",")
+        return {"type": "input_audio", "input_audio": {"data": data, "format": "mp3" if "mp" in head else "wav"}}
+    return {"type": f"{kind}_url", f"{kind}_url": {"url": url}}
 
 
 # ---- answers ----

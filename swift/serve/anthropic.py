@@ -16,7 +16,8 @@ from swift.serve.conversation import ChatCall, Replies, Reply, whole_replies
 from swift.serve.errors import ApiError, invalid
 from swift.serve.forcing import wanted_call, wanted_format
 from swift.serve.http import event, json_response, read_body, stream_response, while_connected
-from swift.serve.messages import content_text, function_tool
+from swift.serve.media import content_of
+from swift.serve.messages import function_tool
 from swift.serve.params import CHOICE, Param, harmless, read, sampling, stop_texts, unsupported
 from swift.serve.replies import Content, Piece, Reasoning
 from swift.serve.service import Service
@@ -98,7 +99,7 @@ def message_call(service: Service, body: Mapping[str, Any]) -> ChatCall:
     return ChatCall(
         model=model,
         adapter=adapter,
-        messages=_conversation(body),
+        messages=_conversation(body, service.prompts.kinds),
         tools=offered,
         sampling=sampling(
             body,
@@ -124,10 +125,10 @@ def _tools(values: Sequence[Any]) -> list[dict[str, Any]]:
     return found
 
 
-def _conversation(body: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _conversation(body: Mapping[str, Any], kinds: frozenset[str]) -> list[dict[str, Any]]:
     rows: list[dict[str, Any]] = []
     if body.get("system"):
-        rows.append({"role": "system", "content": content_text(body["system"], "system")})
+        rows.append({"role": "system", "content": content_of(body["system"], "system")})
     names: dict[str, str] = {}
     for i, message in enumerate(body["messages"]):
         where = f"messages[{i}]"
@@ -140,7 +141,7 @@ def _conversation(body: Mapping[str, Any]) -> list[dict[str, Any]]:
         if given["role"] == "assistant":
             rows.append(_assistant(blocks, where, names))
         else:
-            rows += _user(blocks, where, names)
+            rows += _user(blocks, where, names, kinds)
     if not body["messages"]:
         raise invalid("messages is empty", "messages", "invalid_value")
     if rows[-1]["role"] == "assistant":
@@ -155,7 +156,7 @@ def _assistant(blocks: Sequence[Mapping[str, Any]], where: str, names: dict[str,
     for k, block in enumerate(blocks):
         place = f"{where}.content[{k}]"
         if block["type"] == "text":
-            texts.append(content_text([block], place))
+            texts.append(content_of([block], place))
         elif block["type"] == "thinking":
             thoughts.append(_string(block, "thinking", place))
         elif block["type"] == "tool_use":
@@ -175,9 +176,11 @@ def _assistant(blocks: Sequence[Mapping[str, Any]], where: str, names: dict[str,
     return row
 
 
-def _user(blocks: Sequence[Mapping[str, Any]], where: str, names: Mapping[str, str]) -> list[dict[str, Any]]:
+def _user(
+    blocks: Sequence[Mapping[str, Any]], where: str, names: Mapping[str, str], kinds: frozenset[str]
+) -> list[dict[str, Any]]:
     """Tool results first, as the API has it, then what the user says."""
-    rows, texts = [], []
+    rows, said = [], []
     for k, block in enumerate(blocks):
         place = f"{where}.content[{k}]"
         if block["type"] == "tool_result":
@@ -187,12 +190,12 @@ def _user(blocks: Sequence[Mapping[str, Any]], where: str, names: Mapping[str, s
             content = block.get("content") or ""
             if not isinstance(content, (str, list)):
                 raise invalid("content must be a string or an array", f"{place}.content", "invalid_type")
-            text = content_text(content, place)
-            rows.append({"role": "tool", "tool_call_id": identity, "name": names[identity], "content": text})
+            found = content_of(content, place, kinds)
+            rows.append({"role": "tool", "tool_call_id": identity, "name": names[identity], "content": found})
         else:
-            texts.append(content_text([block], place))
-    if texts:
-        rows.append({"role": "user", "content": "\n".join(texts)})
+            said.append(block)
+    if said:
+        rows.append({"role": "user", "content": content_of(said, where, kinds)})
     return rows
 
 

@@ -85,7 +85,7 @@ def chat_call(service: Service, body: Mapping[str, Any]) -> ChatCall:
     return ChatCall(
         model=model,
         adapter=adapter,
-        messages=conversation(body["messages"]),
+        messages=conversation(body["messages"], service.prompts.kinds),
         tools=offered,
         variables=variables,
         sampling=sampling(

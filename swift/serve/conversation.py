@@ -90,6 +90,7 @@ class Replies:
             messages=prompt.messages,
             tools=prompt.tools,
             prompt_ids=prompt.prompt_ids,
+            inputs=prompt.inputs,
             adapter=call.adapter,
             sampling=replace(call.sampling, grammar=grammar),
         )

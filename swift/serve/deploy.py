@@ -24,7 +24,7 @@ from swift.config.generation import InferOptions
 from swift.config.record import explain
 from swift.engines import setup
 from swift.engines.options import check_backend
-from swift.engines.protocol import GenerationRequest, Sampling
+from swift.engines.protocol import Engine, GenerationRequest, Sampling
 from swift.errors import ResourceError, UsageError
 from swift.serve.formats import learn_forcing, learn_format
 from swift.serve.prompts import CodePoints, EnginePrompts, TemplatePrompts
@@ -113,6 +113,7 @@ def as_infer(config: DeployConfig) -> InferConfig:
         model=model,
         quantization=config.quantization,
         chat=config.chat,
+        media=config.media,
         generation=config.generation,
         backends=config.backends,
         infer=InferOptions(
@@ -168,11 +169,22 @@ def build(
     form = learn_format(encoder, encoder.parse)
     opener = form.reasoning[0] if form.reasoning else None
     prompts = TemplatePrompts(
-        encoder, opener, template_variables(encoder), lambda variables: with_variables(encoder, variables)
+        encoder,
+        opener,
+        template_variables(encoder),
+        lambda variables: with_variables(encoder, variables),
+        kinds_of(engine, encoder),
     )
     probe = GenerationRequest(prompt_ids=prompts.encode("a")[:1])
     ends = [encoder.tokenizer.decode([i]) for i in encoder.stop_token_ids]
     return Service(engine, prompts, form, settings, probe, learn_forcing(encoder, ends))
+
+
+def kinds_of(engine: Engine, encoder: ChatEncoder) -> frozenset[str]:
+    """What requests may hold beside text: what the model's processor reads, where the engine takes its tensors."""
+    if encoder.processor is None or not engine.capabilities.inputs:
+        return frozenset()
+    return encoder.processor.kinds
 
 
 def template_variables(encoder: ChatEncoder) -> frozenset[str]:

@@ -1,7 +1,7 @@
 """Conversations as the OpenAI API has them, checked and brought into the rows that the chat template takes.
 
 Promises: a message that can't be shown to the model as it is meant (an image for a text model, a tool result without
-its call) is a 400 that names it. Content in parts becomes one text, a line for each part.
+its call) is a 400 that names it. Content in parts becomes one text, a line for each part; with media, blocks.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from swift.serve.errors import invalid
+from swift.serve.media import content_of
 from swift.serve.params import Param, harmless, read
 
 MESSAGE = (
@@ -34,8 +35,9 @@ FUNCTION = (
 )
 
 
-def conversation(messages: Sequence[Any]) -> list[dict[str, Any]]:
-    """The rows' form: role, content, and for assistants reasoning_content and tool_calls."""
+def conversation(messages: Sequence[Any], kinds: frozenset[str] = frozenset()) -> list[dict[str, Any]]:
+    """The rows' form: role, content, and for assistants reasoning_content and tool_calls. `kinds`: of media that the
+    model takes."""
     if not messages:
         raise invalid("messages is empty", "messages", "invalid_value")
     names: dict[str, str] = {}
@@ -44,7 +46,7 @@ def conversation(messages: Sequence[Any]) -> list[dict[str, Any]]:
         where = f"messages[{i}]"
         given = read(message, MESSAGE, f"{where}.")
         role = {"developer": "system"}.get(given["role"], given["role"])
-        row: dict[str, Any] = {"role": role, "content": content_text(given.get("content", ""), where)}
+        row: dict[str, Any] = {"role": role, "content": content_of(given.get("content", ""), where, kinds)}
         if role == "assistant":
             row |= _assistant_fields(given, where, names)
         elif role == "tool":
@@ -53,22 +55,6 @@ def conversation(messages: Sequence[Any]) -> list[dict[str, Any]]:
             raise invalid(f"{where} has no content", f"{where}.content", "missing_parameter")
         rows.append(row)
     return rows
-
-
-def content_text(content: Any, where: str) -> str:
-    if isinstance(content, str):
-        return content
-    texts = []
-    for k, part in enumerate(content):
-        place = f"{where}.content[{k}]"
-        if not isinstance(part, Mapping) or not isinstance(part.get("type"), str):
-            raise invalid(f"{place} must be an object with a type", place, "invalid_type")
-        if part["type"] not in ("text", "input_text", "output_text"):
-            raise invalid(f"this model takes text only, not {part['type']}", place, "unsupported_content")
-        if not isinstance(part.get("text"), str):
-            raise invalid(f"{place} has no text", place, "invalid_type")
-        texts.append(part["text"])
-    return "\n".join(texts)
 
 
 def _assistant_fields(given: Mapping[str, Any], where: str, names: dict[str, str]) -> dict[str, Any]:

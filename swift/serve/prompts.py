@@ -11,8 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from swift.data.media import KINDS
 from swift.serve.errors import ApiError, invalid
 from swift.serve.formats import Encoder
+from swift.serve.media import with_fetched
 
 Messages = Sequence[Mapping[str, Any]]
 Tools = Sequence[Mapping[str, Any]] | None
@@ -27,11 +29,14 @@ class Prompt:
     messages: Messages | None = None
     tools: Tools = None
     prompt_ids: Sequence[int] | None = None
+    inputs: Mapping[str, Any] | None = None
     tokens: int | None = None
     opening: str = ""
 
 
 class Prompts(Protocol):
+    kinds: frozenset[str]  # of media that messages may hold: "image", "video", "audio"
+
     def chat(self, messages: Messages, tools: Tools, variables: Mapping[str, Any]) -> Prompt:
         """`variables`: the request's chat_template_kwargs."""
         ...
@@ -58,7 +63,9 @@ class TemplatePrompts:
         opener: str | None,
         names: frozenset[str],
         variant: Callable[[Mapping[str, Any]], Encoder],
+        kinds: frozenset[str] = frozenset(),
     ):
+        self.kinds = kinds
         self._encoder, self._opener, self._names, self._variant = encoder, opener, names, variant
         self._lock = threading.Lock()
 
@@ -68,12 +75,13 @@ class TemplatePrompts:
                 known = f"it reads {', '.join(sorted(self._names))}" if self._names else "it reads none"
                 message = f"chat_template_kwargs: the chat template has no variable {name}; {known}"
                 raise invalid(message, f"chat_template_kwargs.{name}", "unsupported_parameter")
+        messages = with_fetched(messages)
         with self._lock:
             encoder = self._variant(variables) if variables else self._encoder
-            ids = encoder.prompt(messages, tools)
+            ids, inputs = encoder.prompt_inputs(messages, tools)
             end = encoder.decode(ids[-PROMPT_END:])
         opened = self._opener if self._opener and end.rstrip().endswith(self._opener) else ""
-        return Prompt(prompt_ids=ids, tokens=len(ids), opening=encoder.response_prefix or opened)
+        return Prompt(prompt_ids=ids, inputs=inputs, tokens=len(ids), opening=encoder.response_prefix or opened)
 
     def encode(self, text: str) -> list[int]:
         with self._lock:
@@ -91,7 +99,9 @@ class TemplatePrompts:
 
 
 class EnginePrompts:
-    """An engine elsewhere renders and tokenizes by itself."""
+    """An engine elsewhere renders and tokenizes by itself; it knows which media it takes."""
+
+    kinds = frozenset(KINDS)
 
     def chat(self, messages: Messages, tools: Tools, variables: Mapping[str, Any]) -> Prompt:
         if variables:
@@ -110,6 +120,8 @@ class EnginePrompts:
 
 class CodePoints(EnginePrompts):
     """The fake engine's: one character, one token."""
+
+    kinds = frozenset()
 
     def chat(self, messages: Messages, tools: Tools, variables: Mapping[str, Any]) -> Prompt:
         tokens = sum(len(str(message.get("content"))) for message in messages)

@@ -99,7 +99,7 @@ def response_call(service: Service, body: Mapping[str, Any]) -> ChatCall:
     return ChatCall(
         model=model,
         adapter=adapter,
-        messages=conversation(_messages(body)),
+        messages=conversation(_messages(body), service.prompts.kinds),
         tools=offered,
         variables={} if effort is None else {"reasoning_effort": effort},
         sampling=sampling(body, service.settings.defaults, max_new_tokens=body.get("max_output_tokens")),
