@@ -32,7 +32,7 @@ def write(job: QuantJob, model: Any, staging: Path) -> float:
     total = sum(p.numel() for p in model.parameters())
     plain = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     sizes = {name: module.weight.numel() for name, module in model.named_modules() if name in plain}
-    plan = replace(job.plan, quant=job.config.quantization, training=False, dequantize=job.plan.dequantize)
+    plan = replace(job.plan, quant=job.config.quantization, pack_experts=False, training=False)
     quantized = load_model(job.base, plan)
     done = sum(sizes[n] for n, m in quantized.named_modules() if n in sizes and is_quantized(m))
     staging.mkdir(parents=True)

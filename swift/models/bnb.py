@@ -4,9 +4,15 @@ don't take.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
+from swift.hub.resources import human_bytes
+from swift.models.packed import PackedExperts, can_pack, fused_experts, pack
 from swift.models.plan import LoadPlan
+
+METHOD = "bitsandbytes_and_experts"  # the name that our quantizers are registered under, with the bits
 
 
 def bitsandbytes_config(plan: LoadPlan, skeleton: torch.nn.Module):
@@ -19,23 +25,89 @@ def bitsandbytes_config(plan: LoadPlan, skeleton: torch.nn.Module):
     quant = plan.quant
     kept = [*get_keys_to_not_convert(skeleton), *bypassed(skeleton)]
     if quant.quant_bits == 8:
-        return BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
-    return BitsAndBytesConfig(
-        load_in_4bit=True,
-        llm_int8_skip_modules=kept,
-        bnb_4bit_compute_dtype=getattr(torch, quant.bnb_4bit_compute_dtype or plan.dtype),
-        bnb_4bit_quant_type=quant.bnb_4bit_quant_type,
-        bnb_4bit_use_double_quant=quant.bnb_4bit_use_double_quant,
-        bnb_4bit_quant_storage=getattr(torch, quant.bnb_4bit_quant_storage) if quant.bnb_4bit_quant_storage else None,
-    )
+        made = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
+    else:
+        storage = quant.bnb_4bit_quant_storage
+        made = BitsAndBytesConfig(
+            load_in_4bit=True,
+            llm_int8_skip_modules=kept,
+            bnb_4bit_compute_dtype=getattr(torch, quant.bnb_4bit_compute_dtype or plan.dtype),
+            bnb_4bit_quant_type=quant.bnb_4bit_quant_type,
+            bnb_4bit_use_double_quant=quant.bnb_4bit_use_double_quant,
+            bnb_4bit_quant_storage=getattr(torch, storage) if storage else None,
+        )
+    if plan.pack_experts and fused_experts(skeleton):
+        _register()
+        made.quant_method = f"{METHOD}_{quant.quant_bits}bit"
+    return made
 
 
-def any_shape(model: torch.nn.Module) -> None:
+def _register() -> None:
+    """Teach transformers quantizers that pack fused experts too, layer by layer while they are read."""
+    from transformers.quantizers import auto
+    from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
+    from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
+
+    for bits, base in ((8, Bnb8BitHfQuantizer), (4, Bnb4BitHfQuantizer)):
+        name = f"{METHOD}_{bits}bit"
+        if name not in auto.AUTO_QUANTIZER_MAPPING:
+            auto.register_quantizer(name)(_with_experts(base))
+
+
+def _with_experts(base: type) -> type:
+    class WithExperts(base):
+        """The quantizer of transformers, and experts as PackedExperts."""
+
+        def param_needs_quantization(self, model: Any, param_name: str, **kwargs: Any) -> bool:
+            return param_name in self.experts or super().param_needs_quantization(model, param_name, **kwargs)
+
+        def _process_model_before_weight_loading(self, model: Any, **kwargs: Any) -> None:
+            config = self.quantization_config
+            kind = "int8" if config.load_in_8bit else config.bnb_4bit_quant_type
+            names = fused_experts(model)
+            shapes = {name: model.get_parameter(name) for name in names}
+            self.experts = {name: kind for name in names if can_pack(shapes[name], kind)}
+            super()._process_model_before_weight_loading(model, **kwargs)
+
+        def get_quantize_ops(self) -> Any:
+            return _quantize_operation(self, super().get_quantize_ops())
+
+        def _process_model_after_weight_loading(self, model: Any, **kwargs: Any) -> Any:
+            self.quantization_config.quant_method = QuantizationMethod.BITS_AND_BYTES
+            return super()._process_model_after_weight_loading(model, **kwargs)
+
+    from transformers.utils.quantization_config import QuantizationMethod
+
+    return WithExperts
+
+
+def _quantize_operation(quantizer: Any, of_linear_layers: Any) -> Any:
+    from transformers.core_model_loading import ConversionOps
+
+    class Quantize(ConversionOps):
+        def convert(self, input_dict: dict[str, Any], **kwargs: Any) -> dict[str, Any]:
+            result = {}
+            for name, value in input_dict.items():
+                kind = quantizer.experts.get(name)
+                if kind is not None:
+                    value = value[0] if isinstance(value, list) else value
+                    result[name] = torch.nn.Parameter(pack(value, kind), requires_grad=False)
+                elif quantizer.param_needs_quantization(kwargs["model"], name):
+                    result |= of_linear_layers.convert({name: value}, **kwargs)
+                else:
+                    result[name] = value
+            return result
+
+    return Quantize()
+
+
+def any_shape(model: torch.nn.Module, training: bool) -> None:
     """Let every quantized layer of a loaded model take the inputs that a plain one takes.
 
     8 bits: bitsandbytes flattens inputs of three dimensions only; the multi-head latent attention of DeepSeek and its
     kin has four. 4 bits: its CPU kernel repacks weights whose rows are a multiple of 32 and whose columns one of the
-    block size, and fails on others instead of computing without it.
+    block size, and fails on others instead of computing without it; once it has repacked a layer (in the first
+    evaluation of a training, say), no gradient passes through that layer any more.
     """
     import bitsandbytes as bnb
 
@@ -44,7 +116,7 @@ def any_shape(model: torch.nn.Module) -> None:
             layer.__class__ = _int8_layer()
         elif isinstance(layer, bnb.nn.Linear4bit):
             block = layer.weight.quant_state.blocksize if layer.weight.quant_state is not None else 64
-            if layer.out_features % 32 or layer.in_features % block:
+            if training or layer.out_features % 32 or layer.in_features % block:
                 layer.support_avx512bf16_for_cpu = False
 
 
@@ -69,22 +141,36 @@ _Int8: type | None = None
 
 
 def quantized_weights(model: torch.nn.Module) -> tuple[int, int]:
-    """(weights that bitsandbytes holds in few bits, all other weights of the model)."""
+    """(weights that are held in few bits, all other weights of the model)."""
     import bitsandbytes as bnb
 
-    packed = [m for m in model.modules() if isinstance(m, (bnb.nn.Linear8bitLt, bnb.nn.Linear4bit))]
-    quantized = sum(m.in_features * m.out_features for m in packed)
-    return quantized, sum(p.numel() for p in model.parameters()) - sum(m.weight.numel() for m in packed)
+    layers = [m for m in model.modules() if isinstance(m, (bnb.nn.Linear8bitLt, bnb.nn.Linear4bit))]
+    packed = {id(m.weight): m.in_features * m.out_features for m in layers}
+    packed |= {id(p): p.numel() for p in model.parameters() if isinstance(p, PackedExperts)}
+    kept = sum(p.numel() for p in model.parameters() if id(p) not in packed)
+    return sum(packed.values()), kept
+
+
+def weight_bytes(model: torch.nn.Module) -> int:
+    """Bytes of all weights as they are held."""
+    tensors = [*model.parameters(), *model.buffers()]
+    held = sum(t.packed_bytes if isinstance(t, PackedExperts) else t.nbytes for t in tensors)
+    states = [getattr(p, "quant_state", None) for p in model.parameters()]
+    held += sum(s.absmax.nbytes for s in states if s is not None)
+    return held + sum(p.SCB.nbytes for p in model.parameters() if getattr(p, "SCB", None) is not None)
 
 
 def quantized_share(model: torch.nn.Module) -> str:
-    """What bitsandbytes really quantized, as a sentence: it passes over embeddings, the head and fused experts."""
+    """What was really quantized, and how much memory the weights take, as a sentence."""
     quantized, kept = quantized_weights(model)
     share = 100 * quantized / (quantized + kept)
-    experts = sum(p.numel() for name, p in model.named_parameters() if p.ndim == 3 and ".experts." in name)
-    note = (
-        f"; the experts ({100 * experts / (quantized + kept):.0f} %) stay in {model.dtype}: bitsandbytes can't"
-        if experts
-        else ""
-    )
-    return f"bitsandbytes quantized {share:.0f} % of the weights{note}".replace("torch.", "")
+    left = sum(model.get_parameter(name).numel() for name in fused_experts(model) if not _packed(model, name))
+    note = f"; experts ({100 * left / (quantized + kept):.0f} %) stay in {model.dtype}" if left else ""
+    held, plain = weight_bytes(model), (quantized + kept) * torch.empty(0, dtype=model.dtype).element_size()
+    too = ", experts included" if any(isinstance(p, PackedExperts) for p in model.parameters()) else ""
+    said = f"{share:.0f} % of the weights are quantized{too}{note}: {human_bytes(held)} instead of {human_bytes(plain)}"
+    return said.replace("torch.", "")
+
+
+def _packed(model: torch.nn.Module, name: str) -> bool:
+    return isinstance(model.get_parameter(name), PackedExperts)

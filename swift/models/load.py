@@ -20,6 +20,7 @@ from swift.errors import MissingPackage, ModelFileError, ResourceError, SwiftErr
 from swift.hub.files import check_model_files
 from swift.models.bnb import any_shape, bitsandbytes_config, quantized_share
 from swift.models.heads import head_class, shape_head, without_head
+from swift.models.packed import fused_experts
 from swift.models.plan import LoadPlan
 from swift.models.quiet import quiet
 
@@ -115,7 +116,10 @@ def load_model(path: Path | str, plan: LoadPlan):
     }
     if plan.quant is not None:
         with quiet(), _explained(path), torch.device("meta"):
-            arguments["quantization_config"] = bitsandbytes_config(plan, _model_class(auto, config, path)(config))
+            skeleton = _model_class(auto, config, path)(config)
+        arguments["quantization_config"] = bitsandbytes_config(plan, skeleton)
+        if fused_experts(skeleton) and getattr(config, "_experts_implementation", None) is not None:
+            arguments["experts_implementation"] = "eager"  # it asks for the experts that are needed, one by one
     for name, value in (
         ("attn_implementation", plan.attn_impl),
         ("experts_implementation", plan.experts_impl),
@@ -138,7 +142,7 @@ def load_model(path: Path | str, plan: LoadPlan):
         _unify_dtype(model, getattr(torch, plan.dtype))
         _cast_stored(model, getattr(torch, plan.dtype))
     if plan.quant is not None:
-        any_shape(model)
+        any_shape(model, plan.training)
         log.info(quantized_share(model))
     if plan.new_special_tokens:
         resize_embeddings(model, load_tokenizer(path, new_special_tokens=plan.new_special_tokens))

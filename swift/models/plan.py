@@ -45,8 +45,9 @@ class LoadPlan:
     """How `load_model` will load. `reasons` maps a decision (dtype, attn_impl, quantization, device_map) to its why.
 
     `dequantize`: the checkpoint's quantized weights become plain ones of `dtype`, with `unpack` by our own reader.
-    `quant`: quantize while loading. `needed_bytes`: the weights in memory; `available_bytes`: what the device had when
-    planning (None: unknown). `head`: load as a classifier with this head in place of the vocabulary's.
+    `quant`: quantize while loading, with `pack_experts` fused experts too (bitsandbytes has no file format for those).
+    `needed_bytes`: the weights in memory; `available_bytes`: what the device had when planning (None: unknown).
+    `head`: load as a classifier with this head in place of the vocabulary's.
     """
 
     device: Device
@@ -56,6 +57,7 @@ class LoadPlan:
     dequantize: bool = False
     unpack: bool = False
     quant: QuantizationOptions | None = None
+    pack_experts: bool = True
     attn_impl: str | None = None
     experts_impl: str | None = None
     device_map: str | dict[str, Any] | None = None
@@ -282,9 +284,7 @@ def _dtype(
 
 
 def weight_bytes(files: ModelFiles, dtype: str, dequantize: bool, on_load: QuantizationOptions | None = None) -> int:
-    """Bytes of the loaded weights. With bnb the embeddings (input, and output unless tied) and MoE experts stay in
-    `dtype`.
-    """
+    """Bytes of the loaded weights. With bnb the embeddings (input, and output unless tied) stay in `dtype`."""
     if not files.parameters:  # .bin files are not opened: their size is the best there is
         return files.total_bytes
     if files.quantization and not dequantize and not files.is_gguf:
@@ -306,15 +306,10 @@ def true_parameters(files: ModelFiles) -> int:
 
 
 def unquantized_parameters(files: ModelFiles) -> int:
-    """How many parameters bitsandbytes leaves alone: embeddings, and the experts that transformers fuses into 3-D
-    tensors.
-    """
+    """How many parameters stay as they are when the others are quantized while loading: the embeddings and the head."""
     text = files.config.get("text_config") or files.config
-    hidden, layers = text.get("hidden_size") or 0, text.get("num_hidden_layers") or 0
-    embeddings = (text.get("vocab_size") or 0) * hidden * (1 if text.get("tie_word_embeddings") else 2)
-    experts = expert_count(files)
-    inner = text.get("moe_intermediate_size") or text.get("intermediate_size") or 0
-    return embeddings + experts * 3 * hidden * inner * layers
+    hidden = text.get("hidden_size") or 0
+    return (text.get("vocab_size") or 0) * hidden * (1 if text.get("tie_word_embeddings") else 2)
 
 
 def _attention(model: ModelOptions, device: Device, dtype: str, reasons: dict[str, str]) -> str | None:

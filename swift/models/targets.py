@@ -19,6 +19,7 @@ from swift.config.tuner import TunerOptions
 from swift.errors import UsageError
 from swift.models.bypass import bypassed
 from swift.models.heads import classifies
+from swift.models.packed import fused_experts
 
 # names of expert projections in checkpoints, and the fused tensor that holds each
 FUSED_PARTS = {
@@ -76,7 +77,7 @@ def survey(model: nn.Module) -> Layers:
             embedding.append(name)
         elif isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             other.append(name)
-    experts = tuple(name for name, parameter in model.named_parameters() if parameter.ndim == 3 and ".experts." in name)
+    experts = tuple(fused_experts(model))
     routers, router_parameters = _routers(model, linear)
     output = model.get_output_embeddings()
     head = (

@@ -1,0 +1,130 @@
+"""Fused experts in 8 and 4 bits: as near to the plain ones as bitsandbytes rounds, really small, trainable."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from swift.config.model import ModelOptions, QuantizationOptions
+from swift.config.tuner import TunerOptions
+from swift.hub import check_model_files
+from swift.models.bnb import quantized_weights, weight_bytes
+from swift.models.device import pick_device
+from swift.models.load import load_model
+from swift.models.packed import PackedExperts, pack
+from swift.models.plan import plan_loading
+from swift.models.tuners import apply_tuner
+from tests import tiny
+
+bnb = pytest.importorskip("bitsandbytes")
+
+
+def experts(dtype=torch.float32, shape=(4, 48, 64)):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype) * 0.05
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_eight_bits_are_rounded_to_the_nearest_step(dtype):
+    plain = experts(dtype, (3, 16, 192))  # 192 columns: groups of 64
+    packed = pack(plain, "int8")
+    assert packed.shape == plain.shape and packed.dtype == dtype and packed.codes.dtype == torch.int8
+    step = plain.float().unflatten(-1, (-1, 64)).abs().amax(-1, keepdim=True) / 127
+    off = (packed.plain().float() - plain.float()).unflatten(-1, (-1, 64)).abs()
+    rounding = 0.51 if dtype == torch.float32 else 1.2  # bfloat16 keeps 8 bits of the product
+    assert (off <= step * rounding + step * 127 * (2**-8 if dtype == torch.bfloat16 else 2**-9)).all()
+
+
+@pytest.mark.parametrize("kind", ["nf4", "fp4"])
+def test_four_bits_are_those_of_bitsandbytes(kind):
+    plain = experts()
+    packed = pack(plain, kind)
+    for mine, one in zip(packed.plain(), plain, strict=True):
+        theirs = bnb.functional.dequantize_4bit(*bnb.functional.quantize_4bit(one, blocksize=64, quant_type=kind))
+        torch.testing.assert_close(mine, theirs, rtol=2**-8, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["int8", "nf4"])
+def test_picking_and_turning_stay_packed_and_give_the_plain_numbers(kind):
+    packed = pack(experts(), kind)
+    plain, x = packed.plain(), torch.randn(5, 64, requires_grad=True)
+    one = packed[torch.tensor(2)]
+    assert isinstance(one, PackedExperts) and isinstance(one.t(), PackedExperts)
+    torch.testing.assert_close(one.plain(), plain[2])
+    few = packed[torch.tensor([3, 0])]
+    assert isinstance(few, PackedExperts) and torch.equal(few.plain(), plain[[3, 0]])
+    assert torch.equal(packed.transpose(1, 2).plain(), plain.transpose(1, 2))
+    result = torch.nn.functional.linear(x, packed[1])
+    torch.testing.assert_close(result, x @ plain[1].T)
+    result.sum().backward()
+    torch.testing.assert_close(x.grad, plain[1].sum(0).expand(5, -1))
+    assert torch.equal(packed.to(torch.bfloat16).plain(), packed.to(torch.bfloat16).plain())
+    torch.testing.assert_close(packed + 1, plain + 1)
+
+
+def quantized(path, bits, **options):
+    files = check_model_files(path)
+    options = QuantizationOptions(quant_method="bnb", quant_bits=bits, **options)
+    plan = plan_loading(ModelOptions(torch_dtype="bfloat16"), options, files, pick_device(True), training=True)
+    return load_model(path, plan), plan
+
+
+@pytest.mark.parametrize("bits,share,most", [(8, 0.56, 0.05), (4, 0.31, 0.35)])
+def test_a_mixture_of_experts_really_shrinks_and_answers_alike(tmp_path, bits, share, most):
+    shape = dict(hidden_size=128, moe_intermediate_size=128, num_experts=16, head_dim=32)
+    tiny.checkpoint(tmp_path / "moe", "qwen3_moe", **shape)
+    plain = tiny.model("qwen3_moe", **shape).bfloat16()
+    model, plan = quantized(tmp_path / "moe", bits)
+    body = sum(p.numel() for n, p in plain.named_parameters() if "embed" not in n and "lm_head" not in n)
+    outside = sum(p.nbytes for n, p in plain.named_parameters() if "embed" in n or "lm_head" in n)
+    assert weight_bytes(model) - outside < share * 2 * body
+    assert abs(plan.needed_bytes - weight_bytes(model)) < 0.1 * weight_bytes(model)
+    packed, kept = quantized_weights(model)
+    assert packed + kept == plain.num_parameters()
+    ids = torch.arange(7, 60).unsqueeze(0)
+    with torch.no_grad():
+        wanted, given = plain(ids).logits.float(), model(ids).logits.float()
+    assert ((wanted - given).norm() / (wanted - wanted.mean()).norm()).item() < most
+
+
+def test_gradients_pass_after_an_evaluation(tmp_path):
+    """The CPU kernel of bitsandbytes repacks layers when a model is evaluated, and has no gradient afterwards."""
+    tiny.checkpoint(tmp_path / "dense", "llama", head_dim=16)
+    ids = torch.arange(7, 40).unsqueeze(0)
+    gradients = []
+    for evaluate in (False, True):
+        model, _ = quantized(tmp_path / "dense", 4)
+        torch.manual_seed(3)
+        tuned = apply_tuner(model, TunerOptions(lora_dropout=0.0))
+        if evaluate:
+            with torch.no_grad():
+                tuned.eval()(input_ids=ids)
+        tuned.train()(input_ids=ids, labels=ids).loss.backward()
+        gradients.append({n: p.grad for n, p in tuned.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for name, wanted in gradients[0].items():
+        torch.testing.assert_close(gradients[1][name], wanted, msg=name)
+
+
+@pytest.mark.parametrize("bits", [8, 4])
+def test_lora_over_packed_experts_has_the_gradients_of_lora_over_the_plain_numbers(tmp_path, bits):
+    tiny.checkpoint(tmp_path / "moe", "qwen3_moe")
+    model, _ = quantized(tmp_path / "moe", bits)
+    twin = tiny.model("qwen3_moe").bfloat16()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if isinstance(parameter, PackedExperts):
+                twin.get_parameter(name).copy_(parameter.plain())
+    tuner = TunerOptions(target_modules=("all-experts",), lora_dropout=0.0)
+    ids = torch.arange(7, 40).unsqueeze(0)
+    gradients = []
+    for one in (model, twin):
+        torch.manual_seed(3)
+        tuned = apply_tuner(one, tuner).train()
+        for _ in range(2):  # the wrappers of peft come off and go on again
+            tuned.zero_grad()
+            tuned(input_ids=ids, labels=ids).loss.backward()
+        gradients.append({n: p.grad.float() for n, p in tuned.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys() and gradients[0]
+    for name, mine in gradients[0].items():
+        theirs = gradients[1][name]
+        assert (mine - theirs).norm() <= (0.2 if bits == 8 else 0.5) * theirs.norm() + 1e-6, name
