@@ -1,6 +1,7 @@
 """How fast and in how much memory rows become token ids, beside the tokenizer alone and beside other trainers.
 
     python benchmarks/encode.py --model DIR [--rows 300000] [--llamafactory PYTHON] [--ms_swift PYTHON]
+    python benchmarks/encode.py --tokenizers DIR ... [--rows 20000]   # encoding alone beside encode_batch_fast
 
 DIR needs a tokenizer and config.json, no weights. Each measurement is a process of its own; figures are CPU-seconds
 (user and system, children included) after imports and loading of the tokenizer, and the highest resident memory. The
@@ -100,6 +101,50 @@ def swift(model: str, rows: str, num_proc: str) -> dict:
     return {"rows": len(prepared.train), "tokens": int(prepared.train.lengths.sum()), "all": took, "peak_mb": peak_mb()}
 
 
+def encoding(model: str, count: str) -> dict:
+    """Rows that are in memory -> flat arrays of ids and labels, beside the tokenizer alone on the rendered texts.
+
+    The two take turns, five times each; the least CPU time of each counts. One thread."""
+    from swift.chat import ChatEncoder
+    from swift.data.encode import encode_rows
+    from swift.data.report import DataReport
+    from swift.data.rows import Rows
+    from swift.models.load import load_tokenizer
+
+    tokenizer = load_tokenizer(model)
+    encoder = ChatEncoder(tokenizer, max_length=2048)
+    with tempfile.TemporaryDirectory() as folder:
+        make_rows(Path(folder) / "rows.jsonl", int(count))
+        plain = [json.loads(line) for line in (Path(folder) / "rows.jsonl").read_text("utf-8").splitlines()]
+    talks = [(("user", row["query"]), ("assistant", row["response"])) for row in plain]
+    rows = Rows.of({"messages": [{"role": role, "content": text} for role, text in talk]} for talk in talks)
+    texts = [tokenizer.apply_chat_template(row["messages"], tokenize=False) for row in rows]
+    backend = tokenizer.backend_tokenizer
+    least, tokens = {"raw": float("inf"), "encode": float("inf")}, 0
+    for _ in range(5):
+        clock, tokens = Clock(), 0
+        for start in range(0, len(texts), 1000):
+            found = backend.encode_batch_fast(texts[start : start + 1000], add_special_tokens=False)
+            tokens += sum(len(one.ids) for one in found)
+        least["raw"] = min(least["raw"], clock.read()["cpu"])
+        clock = Clock()
+        encoded = encode_rows(rows, encoder, report=DataReport(), num_proc=1)
+        least["encode"] = min(least["encode"], clock.read()["cpu"])
+    assert int(encoded.lengths.sum()) == tokens
+    return {"rows": len(rows), "tokens": tokens, **least}
+
+
+def beside_tokenizers(models: list[str], rows: int) -> None:
+    """One line for each tokenizer: the share of encoding that is the tokenizer's own work."""
+    for model in models:
+        with tempfile.TemporaryDirectory() as cache:
+            found = child(sys.executable, "encoding", model, str(rows), cache=Path(cache))
+        each = {name: found[name] / found["rows"] * 1e6 for name in ("raw", "encode")}
+        figures = f"tokenizer {each['raw']:.1f}, encoding {each['encode']:.1f} CPU-us a row"
+        tokens = found["tokens"] / found["rows"]
+        print(f"{model:40} {tokens:.0f} tokens a row: {figures}, {each['raw'] / each['encode']:.0%}", flush=True)
+
+
 def llamafactory(model: str, rows: str) -> dict:
     """LLaMA-Factory's own get_dataset, one process, without its cache."""
     folder = Path(rows).parent
@@ -165,13 +210,18 @@ def child(python: str, name: str, *words: str, cache: Path) -> dict:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", required=True)
+    parser.add_argument("--model")
+    parser.add_argument("--tokenizers", nargs="+")
     parser.add_argument("--rows", type=int, default=300_000)
     parser.add_argument("--num_proc", type=int, default=1)
     parser.add_argument("--llamafactory")
     parser.add_argument("--ms_swift")
     parser.add_argument("--other_rows", type=int, default=20_000, help="rows for the others, which are slow")
     args = parser.parse_args()
+    if args.tokenizers:
+        return beside_tokenizers(args.tokenizers, args.rows)
+    if not args.model:
+        parser.error("--model or --tokenizers")
     with tempfile.TemporaryDirectory() as folder:
         file, cache = Path(folder) / "rows.jsonl", Path(folder) / "cache"
         make_rows(file, args.rows)

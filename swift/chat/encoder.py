@@ -105,7 +105,8 @@ class ChatEncoder:
     def encode_batch(self, rows: Sequence[Mapping[str, Any]]) -> list[list[Encoded] | TemplateError | DataError]:
         """`encode_parts` of each row, with the tokenizer called once; a row's error (RowDropped is a DataError)
         stands in its place. A part that is too long is dropped by itself, and the next one says how many were."""
-        plans = [self._matched_or_planned(row) for row in rows]
+        shapes = self._shapes()
+        plans = [self._matched_or_planned(row, shapes) for row in rows]
         matches = [plan for plan in plans if isinstance(plan, Match)]
         found = self._by_segments(matches)
         plans = [(next(found) or [plan.planned()]) if isinstance(plan, Match) else plan for plan in plans]
@@ -113,11 +114,12 @@ class ChatEncoder:
         tokenized = iter(self._tokens.tokenize([plan.text for plan in every], [plan.raw for plan in every]))
         return [self._outcome(made, tokenized) for made in plans]
 
-    def _matched_or_planned(self, row: Mapping[str, Any]) -> Match | list[Planned] | TemplateError | DataError:
+    def _matched_or_planned(
+        self, row: Mapping[str, Any], shapes: Shapes | None
+    ) -> Match | list[Planned] | TemplateError | DataError:
         try:
             if media_of(row):
                 return self._plan_media(row)
-            shapes = self._shapes()
             return (shapes and shapes.find(row, self._plan_parts)) or self._plan_parts(row)
         except (TemplateError, DataError) as error:
             return error
@@ -139,7 +141,10 @@ class ChatEncoder:
                 return self._parts([self._whole(*pair) for pair in pairs])
             except (TemplateError, DataError) as error:
                 return error
-        return self._parts([made]) if isinstance(made, tuple) else made
+        if not isinstance(made, tuple):
+            return made
+        whole, _ = made
+        return [whole] if self.max_length is None or whole.length <= self.max_length else self._parts([made])
 
     def _whole(self, plan: Planned, tokenized: Tokenized) -> tuple[Encoded, list[int]]:
         if plan.media:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from swift.chat.encoded import IGNORED, Encoded, RowDropped
@@ -27,6 +28,11 @@ class Planned:
     add_end: bool = False
     media: Mapping[str, list[Any]] | None = None
 
+    @cached_property
+    def weighted(self) -> bool:
+        """Whether a weight is other than 1."""
+        return any(weight != 1.0 for _, weight in self.spans)
+
 
 def label(planned: Planned, tokenized: Tokenized, tokens: Tokens) -> tuple[Encoded, list[int]]:
     """The whole row, and the token positions at which learned turns end."""
@@ -44,7 +50,7 @@ def learned(
 ) -> tuple[Encoded, list[int]]:
     """The whole row when the token range of each learned span is known, and where learned turns end."""
     labels = [IGNORED] * len(ids)
-    scale = [0.0] * len(ids) if any(weight != 1.0 for _, weight in planned.spans) else None
+    scale = [0.0] * len(ids) if planned.weighted else None
     for (first, last), (_, weight) in zip(ranges, planned.spans, strict=True):
         labels[first:last] = ids[first:last]
         if scale is not None:

@@ -145,7 +145,8 @@ def why_dropped(outcome: list[Encoded] | SwiftError) -> tuple[str, str]:
 
 
 def _note_example(row: Row, encoded: Encoded, count: SplitCount) -> None:
-    count.notes.update(encoded.notes)
+    if encoded.notes:
+        count.notes.update(encoded.notes)
     if encoded.truncated:
         count.truncated.add("", f"{encoded.length} tokens kept", row.source)
     if encoded.lost_end:

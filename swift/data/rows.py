@@ -104,7 +104,8 @@ class RowStore:
         return Source(self._files[self._file_of[index]], self._line_of[index])
 
     def row(self, index: int) -> Row:
-        return Row(json.loads(self.json(index)), self.source(index), index)
+        text = str(memoryview(self._text)[self._starts[index] : self._ends[index]], "utf-8")
+        return Row(json.loads(text), self.source(index), index)
 
     def content_hashes(self) -> np.ndarray:
         """int64 [rows]: equal for rows of equal content; only meaningful inside this process."""

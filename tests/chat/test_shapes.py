@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from swift.chat import ChatEncoder
 from swift.errors import SwiftError
 from tests.chat.conversations import TEXTS, conversation
+from tests.chat.kinds import MADE, fitted_to, made
 from tests.chat.templates import ORIGINAL, fitted
 from tests.tiny import CHATML
 
@@ -142,3 +143,14 @@ SAMPLED = {name: ChatEncoder(fitted(text)) for name, text in [*TRACED.items(), *
 @given(st.lists(TEXT, min_size=4, max_size=4), st.sampled_from(sorted(SAMPLED)))
 def test_any_text(texts, name):
     compare(SAMPLED[name], rows(texts, 6)[6:])
+
+
+@pytest.mark.parametrize("kind", MADE)
+def test_texts_tokenized_together_are_tokenized_apart(kind):
+    tok = fitted_to(made(kind), CHATML)
+    tokens = ChatEncoder(tok)._tokens
+    if tokens.controls("") is None:
+        assert kind == "first"
+        return
+    texts = [*HARD, *tokens.added, *(f"a{one}b {one}" for one in tokens.added), "", " x ", ""]
+    assert tokens.separate(texts) == [tok(text, add_special_tokens=False)["input_ids"] for text in texts]
