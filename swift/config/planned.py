@@ -13,7 +13,7 @@ TOPICS: dict[str, str] = {
     "packing_num_proc packing_strategy decision_type",
     "heads": "reranker_use_activation mrl_dims metric eval_metric predict_with_generate center_rewards_coefficient",
     "loading": "local_repo_path init_strategy hqq_axis use_ray ray_exp_name device_groups enable_npu_model_patch",
-    "tuners": "tuner_backend use_swift_lora freeze_llm freeze_vit freeze_aligner aligner_lr vit_lr "
+    "tuners": "tuner_backend use_swift_lora "
     "vit_gradient_checkpointing lora_ga_batch_size lora_ga_iters lora_ga_max_length lora_ga_direction lora_ga_scale "
     "lora_ga_stable_gamma fourier_n_frequency fourier_scaling boft_block_size boft_block_num boft_n_butterfly_factor "
     "boft_dropout vera_rank vera_projection_prng_key vera_dropout vera_d_initial adapter_act adapter_length "

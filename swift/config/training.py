@@ -16,6 +16,8 @@ class TrainingOptions:
     per_device_train_batch_size: int = option(1, low=1, aliases=("batch_size", "train_batch_size"))
     gradient_accumulation_steps: int | None = option(low=1)
     learning_rate: float | None = option(low=0, aliases=("lr",))
+    vit_lr: float | None = option(low=0)
+    aligner_lr: float | None = option(low=0)
     weight_decay: float = option(0.1, low=0)
     adam_beta1: float = option(0.9, low=0, high=1)
     adam_beta2: float = option(0.95, low=0, high=1)

@@ -45,6 +45,9 @@ def load_tokenizer(path: Path | str, *, trust_remote_code: bool = False, new_spe
     if tokenizer.pad_token_id is None:
         known = tokenizer.get_vocab()
         tokenizer.pad_token = next((token for token in PAD_TOKENS if token in known), tokenizer.eos_token)
+    beside = path / "chat_template.json"  # where processors kept it before there was chat_template.jinja
+    if tokenizer.chat_template is None and beside.is_file():
+        tokenizer.chat_template = json.loads(beside.read_text(encoding="utf-8")).get("chat_template")
     add_special_tokens(tokenizer, new_special_tokens)
     return tokenizer
 
@@ -71,7 +74,12 @@ def _tokens_of_file(path: Path) -> list[str]:
 
 def has_processor(path: Path) -> bool:
     """Whether the model in directory `path` takes more than text."""
-    return any((path / name).is_file() for name in PROCESSOR_FILES)
+    return bool(processor_files(path))
+
+
+def processor_files(path: Path) -> list[Path]:
+    """The files of the processor in directory `path`, without those of its tokenizer."""
+    return [path / name for name in PROCESSOR_FILES if (path / name).is_file()]
 
 
 def load_processor(path: Path | str, *, trust_remote_code: bool = False):

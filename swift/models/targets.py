@@ -2,8 +2,8 @@
 
 Promises: nothing is targeted silently. Mixture-of-experts routers and the output head are left out of `all-linear`;
 experts that transformers fuses into 3-D tensors are reached as parameters, and it is said; a name that matches
-nothing is an error. In a multimodal model `all-linear` means the language model. Names are those of transformers'
-modules.
+nothing is an error. In a model that sees or hears, names and `all-linear` mean the parts that aren't frozen (by
+default the language model); full names and patterns mean what they match. Names are those of transformers' modules.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from swift.errors import UsageError
 from swift.models.bypass import bypassed
 from swift.models.heads import classifies
 from swift.models.packed import fused_experts
+from swift.models.parts import ALIGNER, LLM, VIT, Parts, find_parts
 
 # names of expert projections in checkpoints, and the fused tensor that holds each
 FUSED_PARTS = {
@@ -50,7 +51,7 @@ class Layers:
     embedding: tuple[str, ...]
     other: tuple[str, ...]  # convolutions
     head: str | None
-    language: str  # prefix of the language model's modules ("" when the whole model is one)
+    parts: Parts
     routers: tuple[str, ...]  # modules
     router_parameters: tuple[str, ...]
     experts: tuple[str, ...]  # fused 3-D parameters
@@ -88,20 +89,12 @@ def survey(model: nn.Module) -> Layers:
         embedding=tuple(embedding),
         other=tuple(other),
         head=head,
-        language=_language_prefix(model),
+        parts=find_parts(model),
         routers=routers,
         router_parameters=router_parameters,
         experts=experts,
         unreachable=_unreachable(model, linear),
     )
-
-
-def _language_prefix(model: nn.Module) -> str:
-    """The name of the text model inside a composite one, "" in a text-only model."""
-    if getattr(model.config, "text_config", None) is None:
-        return ""
-    decoder = model.get_decoder()
-    return next((name for name, module in model.named_modules() if module is decoder), "")
 
 
 def _routers(model: nn.Module, linear: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -182,7 +175,7 @@ def _by_word(layers: Layers, word: str, tuner: TunerOptions, notes: list[str]) -
     if word == "all-linear":
         return _all_linear(layers, tuner, notes)
     if word == "all-embedding":
-        return [name for name in layers.embedding if name.startswith(layers.language)], []
+        return _thawed(layers, layers.embedding, tuner), []
     if word in ("all-router", "all-experts"):
         routers = word == "all-router"
         modules = list(layers.routers) if routers else [name for name in layers.linear if ".experts." in name]
@@ -192,7 +185,11 @@ def _by_word(layers: Layers, word: str, tuner: TunerOptions, notes: list[str]) -
                 "this model has no experts", where=f"--target_modules {word}", fix="--target_modules all-linear"
             )
         return modules, parameters
-    modules = [name for name in layers.modules if name == word or name.endswith("." + word)]
+    named = [name for name in layers.modules if name == word or name.endswith("." + word)]
+    modules = named if word in named else _thawed(layers, named, tuner)
+    if named and not modules:
+        fix = "--freeze_vit false, --freeze_aligner false or --freeze_llm false, or the layer's full name"
+        raise UsageError(f"{word} is only in parts of the model that are frozen", where="--target_modules", fix=fix)
     parameters = _expert_parameters(layers, word, tuner)
     if word in leaves(layers.router_parameters) or word in leaves(
         name.removesuffix(".weight") for name in layers.router_parameters
@@ -211,17 +208,15 @@ def _by_word(layers: Layers, word: str, tuner: TunerOptions, notes: list[str]) -
 
 def _all_linear(layers: Layers, tuner: TunerOptions, notes: list[str]) -> tuple[list[str], list[str]]:
     left_out = {layers.head, *layers.routers, *layers.unreachable}
-    modules = [n for n in layers.linear if n not in left_out and n.startswith(layers.language)]
-    if layers.language:
-        notes.append(
-            "LoRA reaches the language model only; name layers with --target_modules or --target_regex for others"
-        )
+    modules = [n for n in _thawed(layers, layers.linear, tuner) if n not in left_out]
+    if layers.parts.several:
+        notes.append(_reached(tuner))
     if layers.routers or layers.router_parameters:
         names = leaves([*layers.routers, *(n.removesuffix(".weight") for n in layers.router_parameters)])
         notes.append(f"the routers ({', '.join(names)}) are not trained; --target_modules all-linear all-router would")
     if layers.unreachable:
         notes.append(f"left out, the model's kernels bypass them: {', '.join(leaves(layers.unreachable))}")
-    if not layers.experts:
+    if not layers.experts or tuner.freeze_llm:
         return modules, []
     count = len(leaves(layers.experts))
     if tuner.use_dora:
@@ -229,6 +224,31 @@ def _all_linear(layers: Layers, tuner: TunerOptions, notes: list[str]) -> tuple[
         return modules, []
     notes.append(f"LoRA reaches the experts too ({', '.join(leaves(layers.experts))} of each layer)")
     return modules, list(layers.experts)
+
+
+def _thawed(layers: Layers, names: Iterable[str], tuner: TunerOptions) -> list[str]:
+    """Those of the names that aren't in a frozen part of the model."""
+    frozen = frozen_parts(layers.parts, tuner)
+    return [name for name in names if layers.parts.of(name) not in frozen]
+
+
+def frozen_parts(parts: Parts, tuner: TunerOptions) -> set[str]:
+    """Parts that --freeze_llm, --freeze_vit and --freeze_aligner leave as they are; none in a model of text."""
+    if not parts.several:
+        return set()
+    flags = ((LLM, tuner.freeze_llm), (VIT, tuner.freeze_vit), (ALIGNER, tuner.freeze_aligner))
+    return {part for part, frozen in flags if frozen}
+
+
+def _reached(tuner: TunerOptions) -> str:
+    flags = (
+        ("the language model", tuner.freeze_llm, "freeze_llm"),
+        ("the towers", tuner.freeze_vit, "freeze_vit"),
+        ("the layers between them", tuner.freeze_aligner, "freeze_aligner"),
+    )
+    reached = [what for what, frozen, _ in flags if not frozen]
+    others = [f"--{flag} false" for _, frozen, flag in flags if frozen]
+    return f"LoRA reaches {', '.join(reached) or 'nothing'}" + (f" ({', '.join(others)} for more)" if others else "")
 
 
 def _expert_parameters(layers: Layers, word: str, tuner: TunerOptions) -> list[str]:

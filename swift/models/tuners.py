@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import nn
@@ -16,8 +16,9 @@ from torch import nn
 from swift.config.tuner import TunerOptions
 from swift.errors import TrainingError, UsageError
 from swift.models.heads import classifies, keep_float32
+from swift.models.parts import Parts, find_parts
 from swift.models.quiet import quiet
-from swift.models.targets import Targets, leaves, resolve_targets, shortest
+from swift.models.targets import Targets, frozen_parts, leaves, resolve_targets, shortest
 
 log = logging.getLogger("swift")
 
@@ -153,6 +154,8 @@ def _full(model, tuner: TunerOptions) -> None:
     frozen = set(_by_prefix(names, tuner.freeze_parameters, "freeze_parameters"))
     frozen |= set(_matching(names, tuner.freeze_parameters_regex, "freeze_parameters_regex"))
     frozen |= set(_lowest(model, tuner.freeze_parameters_ratio))
+    parts = find_parts(model)
+    frozen |= {name for name in names if parts.of(name) in frozen_parts(parts, tuner)}
     frozen -= set(_by_prefix(names, tuner.trainable_parameters, "trainable_parameters"))
     frozen -= set(_matching(names, tuner.trainable_parameters_regex, "trainable_parameters_regex"))
     for name, parameter in model.named_parameters():
@@ -227,21 +230,23 @@ def optimizer_groups(
     learning_rate: float,
     weight_decay: float,
     lorap_lr_ratio: float | None = None,
+    part_rates: Mapping[str, float] | None = None,
     decays: Callable[[str], bool] | None = None,
 ) -> list[dict]:
-    """Parameter groups for an optimizer: with and without weight decay, and with LoRA+ the B matrices at
-    `lorap_lr_ratio` times the learning rate (Hayou et al. 2024).
+    """Parameter groups for an optimizer: with and without weight decay, with LoRA+ the B matrices at `lorap_lr_ratio`
+    times the learning rate (Hayou et al. 2024), and parts of the model (`swift.models.parts`) at rates of their own.
 
     `decays(name)` says whether a parameter is decayed; by default all but biases and norms (1-D parameters), as in
     the Trainer.
     """
     decays = decays or (lambda name: True)
+    parts, part_rates = find_parts(model) if part_rates else Parts(), part_rates or {}
     groups: dict[tuple[float, float], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
         fast = lorap_lr_ratio is not None and ("lora_B" in name or "lora_embedding_B" in name)
-        rate = learning_rate * (lorap_lr_ratio if fast else 1.0)
+        rate = part_rates.get(parts.of(name), learning_rate) * (lorap_lr_ratio if fast else 1.0)
         decay = weight_decay if parameter.ndim > 1 and decays(name) else 0.0
         groups.setdefault((rate, decay), []).append(parameter)
     return [{"params": params, "lr": rate, "weight_decay": decay} for (rate, decay), params in groups.items()]

@@ -14,7 +14,8 @@ from transformers import TrainerCallback, TrainingArguments
 
 from swift import runs
 from swift.config.commands import SftConfig
-from swift.errors import MissingPackage
+from swift.errors import MissingPackage, UsageError
+from swift.models.parts import ALIGNER, VIT, find_parts
 from swift.models.tuners import optimizer_groups
 from swift.plugins import make_callbacks
 from swift.train.callbacks import LogFile, Progress, Schedule
@@ -57,13 +58,14 @@ def build_trainer(
     interrupt: Interrupt | None = None,
     callbacks: Sequence[TrainerCallback] = (),
     save_tokenizer: bool = True,
+    processor_files: Sequence[Path] = (),
     data_fingerprint: str = "",
     objective: Objective | None = None,
 ) -> SftTrainer:
     """A trainer that writes its checkpoints and logging.jsonl to `args.output_dir` (which exists).
 
     `lengths`: tokens of each training row, needed by --group_by_length. `sources(row_id)`: file:line of a row.
-    `objective`: what a model that doesn't write text is trained for.
+    `processor_files` are saved with the tokenizer. `objective`: what a model that doesn't write text is trained for.
     """
     training = config.training
     run_dir = Path(args.output_dir)
@@ -75,8 +77,12 @@ def build_trainer(
         save_weights(model, directory, config.saving.max_shard_size, state)
         if save_tokenizer:
             tokenizer.save_pretrained(str(directory))
+            for file in processor_files:
+                shutil.copyfile(file, directory / file.name)
         if (run_dir / runs.ARGS).is_file():
             shutil.copyfile(run_dir / runs.ARGS, directory / runs.ARGS)
+
+    rates = _part_rates(config, model)
 
     def groups() -> list[dict[str, Any]]:
         return optimizer_groups(
@@ -84,6 +90,7 @@ def build_trainer(
             learning_rate=training.learning_rate,
             weight_decay=training.weight_decay,
             lorap_lr_ratio=config.tuner.lorap_lr_ratio,
+            part_rates=rates,
             decays=decayed.__contains__,
         )
 
@@ -106,7 +113,7 @@ def build_trainer(
         sources=sources,
         lengths=lengths if training.group_by_length else None,
         fast_path=_fast_path(config, model),
-        parameter_groups=groups if config.tuner.lorap_lr_ratio is not None else None,
+        parameter_groups=groups if rates or config.tuner.lorap_lr_ratio is not None else None,
         shuffle=training.train_dataloader_shuffle,
         acc_strategy=config.evaluation.acc_strategy,
         label_smoothing=training.label_smoothing_factor,
@@ -128,6 +135,21 @@ def _fast_path(config: SftConfig, model: torch.nn.Module) -> FastPath | None:
     path = FastPath(model, padding_free=True, lean_head=bool(training.lean_head))
     path.engage()
     return path
+
+
+def _part_rates(config: SftConfig, model: torch.nn.Module) -> dict[str, float]:
+    """--vit_lr and --aligner_lr by part; UsageError where no parameter that trains would have the rate."""
+    parts = find_parts(model)
+    trained = {parts.of(name) for name, parameter in model.named_parameters() if parameter.requires_grad}
+    given = ((VIT, "vit_lr", "freeze_vit"), (ALIGNER, "aligner_lr", "freeze_aligner"))
+    rates = {}
+    for part, option, flag in given:
+        rate = config.value(option)
+        if rate is not None:
+            if part not in trained:
+                raise UsageError("nothing that trains has this rate", where=f"--{option}", fix=f"--{flag} false")
+            rates[part] = rate
+    return rates
 
 
 def _reporters(config: SftConfig, run_dir: Path) -> list[TrainerCallback]:

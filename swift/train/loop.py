@@ -12,6 +12,7 @@ import torch
 from transformers import TrainingArguments
 
 from swift.errors import UsageError
+from swift.models.load import processor_files
 from swift.train import benchmarks, outofmemory
 from swift.train.arguments import training_arguments
 from swift.train.build import build_trainer
@@ -59,6 +60,7 @@ def train_in_memory(
             lengths=examples.train.lengths.tolist(),
             interrupt=interrupt,
             save_tokenizer=save_tokenizer,
+            processor_files=processor_files(setup.model.directory),
             data_fingerprint=examples.fingerprint,
             objective=objective_of(setup.config),
         )

@@ -45,3 +45,27 @@ def test_it_answers_about_an_image_file(trained, capsys):
     arguments = ["infer", "--adapters", str(checkpoint), "--prompt", "What is this?", "--images", picture]
     assert main([*arguments, "--max_new_tokens", "8"]) == 0
     assert "A dog." in capsys.readouterr().out
+
+
+def test_the_towers_train_at_a_rate_of_their_own_and_a_whole_model_keeps_its_processor(trained, tmp_path, capsys):
+    run, model, picture = trained
+    from safetensors.torch import load_file
+
+    arguments = ["sft", "--model", model, "--dataset", run.parent / "rows.jsonl", "--max_drop_ratio", "0.5"]
+    arguments += ["--torch_dtype", "float32", "--report_to", "none", "--max_steps", "2", "--learning_rate", "1e-3"]
+    arguments += ["--warmup_ratio", "0", "--per_device_train_batch_size", "2", "--add_version", "false"]
+    joining = "model.multi_modal_projector.linear_1.weight"
+    before = load_file(model / "model.safetensors")
+    more = ["--tuner_type", "full", "--freeze_vit", "false", "--freeze_llm", "true", "--vit_lr", "1e-2"]
+    assert main([str(argument) for argument in [*arguments, *more, "--output_dir", tmp_path / "full"]]) == 0
+    after = load_file(tmp_path / "full/checkpoint-2/model.safetensors")
+    names = {name for name in before if not before[name].equal(after[name])}
+    assert names and all("vision_tower" in name for name in names), names
+    tower = next(name for name in names if "fc1.weight" in name)
+    assert (after[tower] - before[tower]).abs().max() > 5e-3  # AdamW's first step is the rate
+    assert all(joining not in name for name in names)
+    answered = ["infer", "--model", tmp_path / "full/checkpoint-2", "--prompt", "What?", "--images", picture]
+    assert main([str(argument) for argument in [*answered, "--max_new_tokens", "2"]]) == 0
+    lora = [*arguments, "--vit_lr", "1e-2", "--output_dir", tmp_path / "lora"]
+    assert main([str(argument) for argument in lora]) == 2
+    assert "--freeze_vit false" in capsys.readouterr().err
