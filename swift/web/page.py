@@ -99,7 +99,7 @@ def build(api: Api, lang: str) -> gr.Blocks:
     training = [name for name in TRAINING if COMMANDS[name].main is not None]
     with gr.Blocks(title="swift", analytics_enabled=False, fill_width=True) as page:
         banner(lang)
-        with gr.Tabs(elem_id="tabs"):
+        with gr.Tabs(elem_id="tabs") as tabs:
             with gr.Tab(t("tab_train"), elem_id="tab-train", id="train"):
                 form(api, training, "train")
             with gr.Tab(t("tab_runs"), elem_id="tab-runs", id="runs"):
@@ -114,7 +114,26 @@ def build(api: Api, lang: str) -> gr.Blocks:
                 for kind in ("models", "datasets"):
                     with gr.Tab(t(f"tab_{kind}"), elem_id=f"tab-{kind}", id=kind):
                         part(api, f"window.swiftUI.table(root, server, '{kind}');", f"table-{kind}")
+        turner(tabs)
     return page
+
+
+def turner(tabs: gr.Tabs) -> None:
+    """Lets scripts turn to a tab by its id."""
+    import gradio as gr
+
+    turn = gr.HTML(
+        html_template="<i></i>",
+        js_on_load="window.swiftUI.turn = (tab) => trigger('turn', {tab});",
+        elem_classes="sw-unseen",
+        apply_default_css=False,
+    )
+
+    def go(event: gr.EventData) -> gr.Tabs:
+        return gr.Tabs(selected=str(event.tab))
+
+    go.__annotations__ = {"event": gr.EventData}  # Gradio reads it, and the name is local
+    turn.turn(go, outputs=tabs, show_progress="hidden", queue=False, api_visibility="private")
 
 
 def build_chat(api: Api, lang: str, model: str) -> gr.Blocks:

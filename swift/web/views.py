@@ -70,7 +70,7 @@ def detail(run: Run) -> dict[str, Any]:
         "figures": _figures(run, last, state),
         "curves": curves(path) if path else {},
         "trains": command in TRAINING,
-        "checkpoints": [_checkpoint(c) for c in checkpoints(path)] if path else [],
+        "checkpoints": [_checkpoint(c) for c in reversed(checkpoints(path))] if path else [],  # the newest first
         "actions": actions(run),
         "form": _form(run, command, record),
         "address": _address(run) if command == "deploy" else None,

@@ -95,8 +95,11 @@
   const mail = {};
   const readers = {};
 
+  // A tab that a narrow screen hides behind the "..." menu has no button: then the server turns the page.
   function goTab(name) {
-    document.getElementById(`tab-${name}-button`)?.click();
+    const shown = document.getElementById(`tab-${name}-button`);
+    if (shown && shown.offsetParent !== null && getComputedStyle(shown).visibility !== "hidden") shown.click();
+    else if (window.swiftUI.turn) window.swiftUI.turn(name);
   }
 
   function send(part, message) {

@@ -4,6 +4,7 @@
   const UI = window.swiftUI;
   const { t, el, button } = UI;
   const ALIVE = ["starting", "running", "stopping"];
+  const SHOWN_POINTS = 4; // the others are folded
   const CHARTS = [
     ["loss", ["loss", "eval_loss"]],
     ["learning_rate", ["learning_rate"]],
@@ -94,6 +95,7 @@
         this.log.textContent = run.log;
         if (atEnd) this.log.scrollTop = this.log.scrollHeight;
       }
+      for (const node of [this.log, this.logHead]) node.hidden = !run.log;
       this.cut.hidden = !run.log_cut;
       this.failed.hidden = !run.failure;
       this.failed.textContent = run.failure || "";
@@ -108,8 +110,8 @@
       this.failed = el("div.sw-error", { hidden: true, role: "alert" });
       UI.replace(this.detail,
         el("h3", {}, run.name), this.head, this.failed, el("div.sw-bar.big", {}, this.bar), this.figures, this.charts, this.extra, this.points,
-        el("div.sw-label", {}, t("log")), this.cut, this.log,
-        el("div.sw-label", {}, t("command_line"), button(t("copy"), () => UI.copy(run.line), { kind: "small" })), el("pre.sw-command", { tabIndex: 0 }, run.line));
+        (this.logHead = el("div.sw-label", {}, t("log"))), this.cut, this.log,
+        run.line ? [el("div.sw-label", {}, t("command_line"), button(t("copy"), () => UI.copy(run.line), { kind: "small" })), el("pre.sw-command", { tabIndex: 0 }, run.line)] : null);
     }
 
     header(run) {
@@ -169,11 +171,14 @@
     checkpoints(run) {
       if (!run.checkpoints.length) return null;
       const hand = (tab, command, fields) => { UI.send(tab, { command, fields }); UI.goTab(tab); };
-      return [el("div.sw-label", {}, t("checkpoints")), el("div.sw-points", {}, run.checkpoints.map((c) => el("div.sw-point", {}, el("b", {}, c.name),
+      const row = (c) => el("div.sw-point", {}, el("b", {}, c.name),
         button(t("talk"), () => { UI.send("chat", c.options); UI.goTab("chat"); }, { kind: "small" }),
         c.options.adapters ? button(t("merge"), () => hand("export", "export", { ...c.options, merge_lora: "true", output_dir: c.merged }), { kind: "small" }) : null,
         button(t("deploy"), () => hand("deploy", "deploy", c.options), { kind: "small" }),
-        button(t("evaluate"), () => hand("eval", "eval", c.options), { kind: "small" }))))];
+        button(t("evaluate"), () => hand("eval", "eval", c.options), { kind: "small" }));
+      const [newest, older] = [run.checkpoints.slice(0, SHOWN_POINTS), run.checkpoints.slice(SHOWN_POINTS)];
+      return [el("div.sw-label", {}, t("checkpoints")), el("div.sw-points", {}, newest.map(row)),
+        older.length ? el("details", {}, el("summary.sw-hint", {}, t("older_points", { n: older.length })), el("div.sw-points", {}, older.map(row))) : null];
     }
   }
 
