@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 STAMP := $(VENV)/.swift-installed
 DEV_STAMP := $(VENV)/.swift-dev-installed
 
-.PHONY: demo test test-all matrix bench-serve lint format install clean
+.PHONY: demo test test-all test-web matrix bench-serve lint format install clean
 
 install: $(STAMP)
 
@@ -34,6 +34,10 @@ test: $(DEV_STAMP)
 
 test-all: $(DEV_STAMP)
 	$(BIN)/python -m pytest -n 2 -m ''
+
+# The page in a real browser, the whole way of a model: some minutes. It needs a Chromium (Debian: apt install chromium).
+test-web: $(DEV_STAMP)
+	$(BIN)/python -m pytest -q -m '' tests/web/test_browser.py
 
 # Every causal-LM architecture of transformers through all steps, some 30 minutes on two cores; a stopped run goes on.
 matrix: $(DEV_STAMP)

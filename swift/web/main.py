@@ -106,7 +106,7 @@ def gradio() -> Any:
         if (error.name or "").partition(".")[0] != "gradio":
             raise
         raise MissingPackage(
-            "the page needs gradio, which isn't installed", fix="pip install 'gradio>=6.20,<7'"
+            "the page needs gradio, which isn't installed", fix="pip install -e '.[web]'"
         ) from None
     return gradio
 
