@@ -105,9 +105,7 @@ def gradio() -> Any:
     except ImportError as error:
         if (error.name or "").partition(".")[0] != "gradio":
             raise
-        raise MissingPackage(
-            "the page needs gradio, which isn't installed", fix="pip install -e '.[web]'"
-        ) from None
+        raise MissingPackage("the page needs gradio, which isn't installed", fix="pip install -e '.[web]'") from None
     return gradio
 
 
