@@ -178,6 +178,7 @@ class Capabilities:
 
     `inputs`: a prompt may have tensors of media beside its ids. `unsupported` are the fields of `Sampling` that it
     can't honour, `grammars` the kinds of `Grammar` that it can.
+    `notes` say how it computes here.
     """
 
     context_length: int | None = None
@@ -188,6 +189,7 @@ class Capabilities:
     grammars: frozenset[str] = frozenset()
     adapters: tuple[str, ...] = ()
     loads_adapters: bool = False
+    notes: tuple[str, ...] = ()
 
     @property
     def logprobs(self) -> bool:

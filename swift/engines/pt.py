@@ -10,12 +10,14 @@ import logging
 import threading
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from swift.engines.batch import CausalModel
 from swift.engines.grammar import GrammarCompiler, grammars_of
 from swift.engines.limits import Lengths
+from swift.engines.prepack import prepack
 from swift.engines.protocol import (
     Capabilities,
     Delta,
@@ -29,6 +31,7 @@ from swift.engines.sampling import MOST_LOGPROBS, Sampler, SamplingRule
 from swift.engines.scheduler import Scheduler
 from swift.engines.sequence import GenerationState
 from swift.engines.stream import GenerationStream
+from swift.hub.resources import available_memory
 
 log = logging.getLogger("swift")
 T = TypeVar("T")
@@ -43,7 +46,7 @@ BEAMLESS = (
     "min_new_tokens",
     "grammar",
 )
-PREFILL_CHUNK = 512  # prompt tokens computed between two steps of the others
+PREFILL_CHUNK = 256  # prompt tokens computed between two steps of the others
 
 
 class PtEngine:
@@ -81,11 +84,15 @@ class PtEngine:
         self.capabilities = Capabilities(context, max_batch_size, inputs=True, grammars=grammars_of(tokenizer))
         self._grammars = GrammarCompiler(tokenizer, self._vocabulary, self._end_ids)
         self._tokenizer_lock = threading.Lock()
+        notes = [note] if (note := prepack(model, (available_memory() or 0) // 2)) else []
         causal, ragged = CausalModel(model), RaggedModel(model)
         if ragged.usable:
-            log.info("requests are computed side by side without padding")
+            notes.append("requests side by side without padding")
         else:
-            log.info("requests are computed in padded batches: %s", ragged.why_not)
+            notes.append(f"requests in padded batches ({ragged.why_not})")
+        for note in notes:
+            log.info("pt engine: %s", note)
+        self.capabilities = replace(self.capabilities, notes=tuple(notes))
         rows = Rows(ragged, kv_capacity(model, context)) if ragged.usable else None
         self._scheduler = Scheduler(causal, max_batch_size, self._tokenizer_lock, PREFILL_CHUNK, rows)
 

@@ -39,8 +39,9 @@ def kv_capacity(model: Any, context: int | None) -> int:
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
-    per_token = 2 * config.num_hidden_layers * heads * width * model.dtype.itemsize
     device = model.get_input_embeddings().weight.device
+    item = model.dtype.itemsize if device.type != "cpu" else 4
+    per_token = 2 * config.num_hidden_layers * heads * width * item
     if device.type == "cuda":
         free = int(0.8 * torch.cuda.mem_get_info(device)[0])
     else:

@@ -51,7 +51,8 @@ def _empty(like: torch.Tensor, columns: int) -> torch.Tensor:
 
 class Pool:
     """Keys and values of rows that add a token at every step: per layer [rows, heads, columns, width]. Row i belongs to
-    the i-th member; whoever keeps the members calls `insert` and `remove` accordingly.
+    the i-th member; whoever keeps the members calls `insert` and `remove` accordingly. On a CPU they are float32
+    whatever the model's type: that is faster there than bfloat16, and exact.
     """
 
     def __init__(self, columns: int):
@@ -86,7 +87,8 @@ class Pool:
 
 
 def _rows(like: torch.Tensor, rows: int, columns: int) -> torch.Tensor:
-    return like.new_zeros(rows, like.shape[0], columns, like.shape[2])
+    dtype = torch.float32 if like.device.type == "cpu" else like.dtype
+    return like.new_zeros(rows, like.shape[0], columns, like.shape[2], dtype=dtype)
 
 
 def _grown(states: torch.Tensor) -> torch.Tensor:
@@ -104,6 +106,9 @@ class Steps:
     shortest: int
     longest: int
     masks: dict[Any, torch.Tensor | None] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.index = torch.arange(self.pool.rows, device=self.places.device)
 
     def mask(self, window: int | None, first: int, like: torch.Tensor) -> torch.Tensor | None:
         """Additive, [rows, 1, 1, columns from `first` on]; None where every column counts for every row."""
@@ -146,9 +151,8 @@ class RaggedCache(Cache):
         keys, values = key_states[0], value_states[0]
         for part in self.steps:
             rows = slice(part.begin, part.begin + part.pool.rows)
-            index = torch.arange(part.pool.rows, device=keys.device)
             for states, new in zip(part.pool.layers[layer_idx], (keys, values), strict=True):
-                states[index, :, part.places] = new[:, rows].transpose(0, 1)
+                states[part.index, :, part.places] = new[:, rows].transpose(0, 1).to(states.dtype)
         for piece in self.pieces:
             part = slice(piece.begin, piece.begin + piece.count)
             piece.strip.write(layer_idx, piece.start, keys[:, part], values[:, part])
@@ -182,16 +186,16 @@ class RaggedCache(Cache):
         keys, values = part.pool.layers[layer]
         first = 0 if window is None else max(0, part.shortest - window + 1)
         keys, values = (s[:rows, :, first : part.longest + 1] for s in (keys, values))
-        grouped = query[:, part.begin : part.begin + rows].transpose(0, 1)
+        grouped = query[:, part.begin : part.begin + rows].transpose(0, 1).to(keys.dtype)
         grouped = grouped.reshape(rows, keys.shape[1], -1, query.shape[-1])  # [rows, key heads, queries, width]
-        mask = part.mask(window, first, query)
+        mask = part.mask(window, first, keys)
         if softcap is None and sinks is None:
             found = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
         else:
             if sinks is not None:
                 sinks = sinks.view(1, keys.shape[1], -1, 1)
             found = _by_hand(grouped, keys, values, mask, scale, softcap, sinks)
-        return found.reshape(rows, query.shape[0], -1)
+        return found.reshape(rows, query.shape[0], -1).to(query.dtype)
 
     def _piece(self, piece: Piece, layer: int, query: Any, scale: Any, softcap: Any, sinks: Any, window: Any) -> Any:
         """[tokens, heads, width]"""

@@ -103,5 +103,6 @@ def _entry(service: Service, request: Request, name: str) -> dict[str, Any]:
         "parent": settings.names[0] if name in service.engine.capabilities.adapters else None,
         "max_model_len": service.engine.capabilities.context_length,
         "engine": service.engine.name,
+        "engine_notes": list(service.engine.capabilities.notes),
         **settings.facts,
     }
