@@ -26,7 +26,7 @@ TOPICS: dict[str, str] = {
     "training": "optimizer enable_dft_loss enable_channel_loss router_aux_loss_coef use_logits_to_keep "
     "use_flash_ckpt eval_use_evalscope dataset_batch_size "
     "accelerator_config parallelism_config tf32 log_on_each_node save_on_each_node enable_jit_checkpoint",
-    "distributed": "deepspeed deepspeed_autotp_size zero_hpz_partition_size ddp_bucket_cap_mb ddp_static_graph",
+    "distributed": "deepspeed_autotp_size zero_hpz_partition_size ddp_bucket_cap_mb ddp_static_graph",
     "tracking": "swanlab_token swanlab_project swanlab_workspace swanlab_exp_name swanlab_mode "
     "swanlab_notification_method swanlab_webhook_url swanlab_secret swanlab_sender_email swanlab_receiver_email "
     "swanlab_smtp_server swanlab_smtp_port swanlab_email_language",

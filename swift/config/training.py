@@ -60,6 +60,7 @@ class TrainingOptions:
     ddp_backend: str | None = option(choices=("nccl", "gloo", "mpi", "xccl", "hccl", "cncl", "mccl"))
     ddp_find_unused_parameters: bool | None = option()
     ddp_broadcast_buffers: bool | None = option()
+    deepspeed: str | None = option()
     fsdp: str | None = option()
     fsdp_config: str | None = option()
 

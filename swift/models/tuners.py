@@ -196,10 +196,10 @@ def _examples(names: Sequence[str]) -> str:
 
 def _lowest(model, ratio: float) -> list[str]:
     """The parameters from the bottom of the model (embeddings first) that make up at most `ratio` of all."""
-    limit = ratio * sum(parameter.numel() for parameter in model.parameters())
+    limit = ratio * sum(_elements(parameter) for parameter in model.parameters())
     chosen, seen = [], 0
     for name, parameter in model.named_parameters():
-        seen += parameter.numel()
+        seen += _elements(parameter)
         if seen > limit:
             break
         chosen.append(name)
@@ -208,7 +208,7 @@ def _lowest(model, ratio: float) -> list[str]:
 
 def trainable_summary(model) -> str:
     """One line: how much of the model trains, and where."""
-    trained = [(name, p.numel()) for name, p in model.named_parameters() if p.requires_grad]
+    trained = [(name, _elements(p)) for name, p in model.named_parameters() if p.requires_grad]
     count, total = sum(size for _, size in trained), _stored_parameters(model)
     head = f"trainable: {count:,} of {total:,} parameters ({100 * count / total:.4g} %)"
     config = getattr(model, "peft_config", {}).get("default")
@@ -221,7 +221,12 @@ def trainable_summary(model) -> str:
 
 def _stored_parameters(model) -> int:
     """Parameters of the model; a 4-bit tensor packs two in a byte."""
-    return sum(p.numel() * (2 if type(p).__name__ == "Params4bit" else 1) for p in model.parameters())
+    return sum(_elements(p) * (2 if type(p).__name__ == "Params4bit" else 1) for p in model.parameters())
+
+
+def _elements(parameter) -> int:
+    """Of the whole parameter: DeepSpeed's ZeRO-3 leaves nothing in its place."""
+    return getattr(parameter, "ds_numel", parameter.numel())
 
 
 def optimizer_groups(

@@ -5,6 +5,7 @@ Saving, evaluating and logging are left out on purpose: `callbacks.Schedule` dec
 
 from __future__ import annotations
 
+import logging
 import math
 
 import torch
@@ -12,8 +13,10 @@ from transformers import TrainingArguments, get_scheduler
 from transformers.trainer_utils import SchedulerType
 from transformers.training_args import OptimizerNames
 
+from swift.compat.deepspeed_on_cpu import USE_IT, start_group
 from swift.config.commands import SftConfig
 from swift.errors import SwiftError, UsageError
+from swift.train.deepspeed_options import read_deepspeed
 from swift.train.fsdp_options import read_fsdp
 
 SAME_NAME = (
@@ -103,8 +106,8 @@ def warmup_steps(config: SftConfig, total: int) -> int:
 def training_arguments(config: SftConfig, total_steps: int) -> TrainingArguments:
     """The arguments, without an output directory yet: the run directory is made last, and making these starts the
     process group, so combinations that can't work show before."""
-    values = {name: config.value(name) for name in SAME_NAME}
     training, evaluation = config.training, config.evaluation
+    values = {name: config.value(name) for name in SAME_NAME} | _sharding(config)
     try:
         return TrainingArguments(
             **values,
@@ -114,7 +117,6 @@ def training_arguments(config: SftConfig, total_steps: int) -> TrainingArguments
             fp16=bool(training.fp16),
             activation_checkpointing=training.gradient_checkpointing,
             activation_checkpointing_kwargs=_checkpointing_kwargs(training.gradient_checkpointing_kwargs),
-            **_fsdp(config),
             data_seed=config.data.data_seed,
             per_device_eval_batch_size=evaluation.per_device_eval_batch_size,
             metric_for_best_model=evaluation.metric_for_best_model,
@@ -137,9 +139,18 @@ def training_arguments(config: SftConfig, total_steps: int) -> TrainingArguments
         raise UsageError(str(error).strip().splitlines()[0], where="training options") from error
 
 
-def _fsdp(config: SftConfig) -> dict:
-    fsdp = read_fsdp(config)
-    return {} if fsdp is None else {"fsdp": True, "fsdp_config": dict(fsdp.settings)}
+def _sharding(config: SftConfig) -> dict:
+    """FSDP's or DeepSpeed's arguments, where one is asked for."""
+    fsdp, zero = read_fsdp(config), read_deepspeed(config)
+    if fsdp is not None:
+        return {"fsdp": True, "fsdp_config": dict(fsdp.settings)}
+    if zero is None:
+        return {}
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    if not config.training.use_cpu:
+        return {"deepspeed": zero}
+    start_group(config.training.ddp_timeout)
+    return {"deepspeed": zero, "use_cpu": False, "accelerator_config": USE_IT}
 
 
 def _checkpointing_kwargs(given: dict | None) -> dict:

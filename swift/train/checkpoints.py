@@ -131,11 +131,17 @@ def processes_of(checkpoint: Path) -> int:
     return json.loads(path.read_text(encoding="utf-8"))["world_size"]
 
 
+def deepspeed_state(checkpoint: Path) -> Path | None:
+    """The directory in which DeepSpeed keeps its state of a checkpoint, None where it wrote none."""
+    return next(checkpoint.glob("global_step*"), None)
+
+
 def require_state(checkpoint: Path) -> None:
     """CheckpointError unless the optimizer, the schedule, the random states and the position in the data are there."""
     count = processes_of(checkpoint) if (checkpoint / PROGRESS).is_file() else 1
     ranks = [f"rng_state_{rank}.pth" for rank in range(count)] if count > 1 else ["rng_state.pth"]
-    needed = ["optimizer.pt", "scheduler.pt", TRAINER_STATE, PROGRESS, *ranks]
+    optimizer = "optimizer.pt" if deepspeed_state(checkpoint) is None else "latest"
+    needed = [optimizer, "scheduler.pt", TRAINER_STATE, PROGRESS, *ranks]
     missing = [name for name in needed if not (checkpoint / name).is_file()]
     if missing:
         raise CheckpointError(

@@ -8,13 +8,15 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
+import socket
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from swift import runs
 from swift.config.commands import SftConfig
 from swift.config.record import save_args
-from swift.errors import CheckpointError, UsageError
+from swift.errors import CheckpointError, ResourceError, UsageError
 from swift.hub import check_disk
 from swift.hub.resources import human_bytes
 from swift.models.device import Device, pick_device
@@ -22,6 +24,7 @@ from swift.models.plan import LoadPlan, plan_loading
 from swift.train import elastic, manifest, summary
 from swift.train.checkpoints import clean_leftovers
 from swift.train.examples import Examples, prepare_examples
+from swift.train.fsdp_options import read_fsdp
 from swift.train.interrupt import Interrupt
 from swift.train.resume import ResumePoint
 from swift.train.sft import Advice, Setup
@@ -47,14 +50,15 @@ def plan(setup: Setup) -> tuple[Setup, LoadPlan]:
     if config.tuner.tuner_type == "full" and loading.dtype == "float16":
         config = config.decide("weights that train in float16 lose small updates", torch_dtype="float32", fp16=True)
         loading = plan_loading(config.model, config.quantization, setup.files, device, training=True)
-    if sharded(config) and loading.quantized:
+    if sharded(config) and loading.quantized and read_fsdp(config) is not None:
         raise UsageError("the checkpoint's weights are quantized, and can't be cut in shards", where="--fsdp", fix=DDP)
-    if sharded(config) and config.tuner.tuner_type == "full" and loading.dtype == "bfloat16":
+    if read_fsdp(config) is not None and config.tuner.tuner_type == "full" and loading.dtype == "bfloat16":
         why = "FSDP keeps weights that train in float32 and computes in bfloat16"
         config = config.decide(why, torch_dtype="float32", bf16=True)
         loading = plan_loading(config.model, config.quantization, setup.files, device, training=True)
     if sharded(config) and device.kind != "cpu":
-        loading = dataclasses.replace(loading, device_map={"": "cpu"})  # each process moves its shards to its device
+        # each process moves its shards to its device; ZeRO-3 makes them while it loads
+        loading = dataclasses.replace(loading, device_map={"": "cpu"} if read_fsdp(config) is not None else None)
     if config.model.torch_dtype is None:
         config = config.decide(loading.reasons["dtype"], torch_dtype=loading.dtype)
     config = _decide_autocast(config, loading.dtype)
@@ -256,7 +260,20 @@ def _run_dir(setup: Setup, args: TrainingArguments, model: Any, examples: Exampl
         made[0], failure[0] = both
         if failure[0] is not None:
             raise failure[0]
-    return Path(str(made[0]))
+    return _seen_from_here(Path(str(made[0])))
+
+
+def _seen_from_here(run_dir: Path) -> Path:
+    """The run directory, which every process writes its part of a checkpoint to; a network disk may be a bit late."""
+    for _ in range(20):
+        if run_dir.is_dir():
+            return run_dir
+        time.sleep(0.5)
+    raise ResourceError(
+        f"{socket.gethostname()} doesn't see the run directory that the first process made",
+        where=str(run_dir),
+        fix="--output_dir on a disk that all machines share",
+    )
 
 
 def _make_run_dir(setup: Setup, model: Any, examples: Examples) -> Path:
@@ -307,12 +324,14 @@ def _refuse_used(run_dir: Path) -> None:
 
 def _checkpoint_bytes(config: SftConfig, model: Any) -> int:
     """Bytes of the first checkpoint: trained weights and Adam's two moments; a whole model with its frozen weights."""
+    from swift.train.zero import numel
+
     if config.saving.save_strategy == "no":
         return 0
-    trained = sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad)
+    trained = sum(numel(p) * p.element_size() for p in model.parameters() if p.requires_grad)
     stored = trained
     if config.tuner.tuner_type == "full":
-        stored = sum(p.numel() * p.element_size() for p in model.parameters())
+        stored = sum(numel(p) * p.element_size() for p in model.parameters())
     needed = stored + (0 if config.saving.save_only_model else 2 * trained)
     log.debug("a checkpoint takes about %s", human_bytes(needed))
     return needed

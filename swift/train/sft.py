@@ -76,7 +76,7 @@ def prepare(config: SftConfig) -> Setup:
     files = check_model_files(model.path)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     config = decide_sft(config, _label(config.model.model), files.context, world_size)
-    config = decide_sharding(config, world_size)
+    config = decide_sharding(config, world_size, point.checkpoint if point else None)
     for name in ("output_dir", "logging_dir"):
         _check_writable(config.value(name))
     return Setup(config, model, files, adapter, point, world_size)

@@ -7,13 +7,19 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple
 
 from swift.config.commands import SftConfig
-from swift.errors import UsageError
+from swift.errors import CheckpointError, UsageError
+from swift.train.checkpoints import deepspeed_state, processes_of
+from swift.train.deepspeed_options import check_deepspeed, read_deepspeed, stage
 from swift.train.fsdp_options import read_fsdp
 
 log = logging.getLogger("swift")
 
+OUT, EITHER, TWO = "leave it out", "leave one of them out", "--deepspeed zero2"
 DDP = "leave out --fsdp: with quantized weights every process holds them all (DDP)"
 # Optimizers that compute each element by itself, so that a shard of a tensor is as good as the whole.
 ELEMENTWISE = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
@@ -21,11 +27,46 @@ ELEMENTWISE = ("adamw_torch", "adamw_torch_fused", "sgd", "adagrad", "rmsprop")
 
 def sharded(config: SftConfig) -> bool:
     """True when no process holds all weights."""
-    return read_fsdp(config) is not None
+    zero = read_deepspeed(config)
+    return read_fsdp(config) is not None or (zero is not None and stage(zero) == 3)
 
 
-def decide_sharding(config: SftConfig, processes: int) -> SftConfig:
-    """The config with what FSDP decides; UsageError for what it can't do."""
+def decide_sharding(config: SftConfig, processes: int, checkpoint: Path | None = None) -> SftConfig:
+    """The config with what FSDP or DeepSpeed decide; UsageError for what they can't do. `checkpoint`: the one that the
+    run goes on from."""
+    zero = read_deepspeed(config)
+    if checkpoint is not None and not config.saving.resume_only_model:
+        _check_state(zero is not None, processes, checkpoint)
+    if zero is None:
+        return _decide_fsdp(config, processes)
+    if config.training.fsdp is not None:
+        raise UsageError("both --deepspeed and --fsdp are set", fix="leave one of them out")
+    check_deepspeed(config, zero, processes)
+    if "LOCAL_RANK" not in os.environ:
+        fix = "NPROC_PER_NODE=1 swift sft ... starts one process, NPROC_PER_NODE=2 two"
+        raise UsageError("DeepSpeed needs a launcher's environment", where="--deepspeed", fix=fix)
+    _refuse(config, _unfit_for_zero(config, stage(zero)), "--deepspeed")
+    return config
+
+
+def _check_state(deepspeed: bool, processes: int, checkpoint: Path) -> None:
+    """CheckpointError when the state of optimizer is of another kind: DeepSpeed's is in parts, one of each process."""
+    fix = "--resume_only_model true goes on from the weights alone"
+    if deepspeed_state(checkpoint) is None:
+        if deepspeed:
+            raise CheckpointError("was written without DeepSpeed", where=str(checkpoint), fix=f"leave it out, or {fix}")
+        return
+    if not deepspeed:
+        raise CheckpointError("was written by DeepSpeed", where=str(checkpoint), fix=f"add --deepspeed, or {fix}")
+    if processes_of(checkpoint) != processes:
+        raise CheckpointError(
+            f"DeepSpeed's state is of {processes_of(checkpoint)} processes, and there are {processes}",
+            where=str(checkpoint),
+            fix=f"NPROC_PER_NODE={processes_of(checkpoint)}, or {fix}",
+        )
+
+
+def _decide_fsdp(config: SftConfig, processes: int) -> SftConfig:
     fsdp = read_fsdp(config)
     if fsdp is None:
         return config
@@ -37,7 +78,7 @@ def decide_sharding(config: SftConfig, processes: int) -> SftConfig:
             where="--fsdp",
             fix="NPROC_PER_NODE=2 swift sft ... starts two; or leave it out",
         )
-    _refuse(config)
+    _refuse(config, _unfit_for_fsdp(config), "--fsdp")
     for note in fsdp.notes:
         log.info("fsdp: %s", note)
     if fsdp.checkpointing is not None and not config.given("gradient_checkpointing"):
@@ -47,9 +88,49 @@ def decide_sharding(config: SftConfig, processes: int) -> SftConfig:
     return config
 
 
-def _refuse(config: SftConfig) -> None:
+class Unfit(NamedTuple):
+    """`met`: the config asks for it. `option` doesn't go with the engine, because of `why`."""
+
+    met: bool
+    option: str
+    why: str
+    fix: str
+
+
+def _refuse(config: SftConfig, cases: Iterable[Unfit], engine: str) -> None:
+    for case in cases:
+        if case.met:
+            raise UsageError(case.why, where=f"--{case.option} with {engine}", fix=case.fix)
+
+
+def _unfit_for_zero(config: SftConfig, level: int) -> list[Unfit]:
+    training, cut = config.training, "and ZeRO-3 cuts them"
+    found = [
+        Unfit(config.model.device_map is not None, "device_map", "DeepSpeed places the weights itself", OUT),
+        Unfit(training.torch_compile, "torch_compile", "DeepSpeed with compiled layers is not built", EITHER),
+        Unfit(training.probe, "probe", "a probe would be a step of DeepSpeed's", OUT),
+    ]
+    if level < 3:
+        return found
+    svd = config.tuner.init_weights.lower() in ("pissa", "olora")
+    quantized = config.quantization.quant_method is not None or config.quantization.quant_bits is not None
+    return [
+        *found,
+        Unfit(quantized, "quant_bits", "quantized weights can't be cut in parts", TWO),
+        Unfit(config.tuner.use_dora, "use_dora", f"DoRA takes norms of whole weights, {cut}", OUT),
+        Unfit(svd, "init_weights", f"this initialization takes whole weights, {cut}", "--init_weights true"),
+        Unfit(
+            bool(config.model.new_special_tokens),
+            "new_special_tokens",
+            f"embeddings grow whole, {cut}",
+            TWO,
+        ),
+    ]
+
+
+def _unfit_for_fsdp(config: SftConfig) -> list[Unfit]:
     training = config.training
-    for unfit, option, why, fix in (
+    cases = (
         (
             config.quantization.quant_method is not None or config.quantization.quant_bits is not None,
             "quant_bits",
@@ -77,6 +158,5 @@ def _refuse(config: SftConfig) -> None:
             "an initialization out of the weights is not built together with FSDP",
             "--init_weights true",
         ),
-    ):
-        if unfit:
-            raise UsageError(why, where=f"--{option} with --fsdp", fix=fix)
+    )
+    return [Unfit(*case) for case in cases]

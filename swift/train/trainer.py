@@ -25,7 +25,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from swift import runs
 from swift.errors import TrainingError
-from swift.train import checkpoints, fsdp, metrics, random_state
+from swift.train import checkpoints, fsdp, metrics, random_state, zero
 from swift.train.callbacks import Reporter, Schedule
 from swift.train.lean.check import CheckFirst
 from swift.train.lean.path import FastPath
@@ -208,7 +208,8 @@ class SftTrainer(Trainer):
         if not torch.isfinite(losses).all():
             bad = [rows for loss, rows in self._step_losses if not torch.isfinite(loss)]
             self._not_finite("loss", bad)
-        if norm is not None and not math.isfinite(float(norm)) and self.accelerator.scaler is None:
+        scaled = self.accelerator.scaler is not None or (self.is_deepspeed_enabled and self.args.fp16)
+        if norm is not None and not math.isfinite(float(norm)) and not scaled:
             self._not_finite("gradient", [rows for _, rows in self._step_losses])
         self._step_losses.clear()
         return norm
@@ -216,8 +217,9 @@ class SftTrainer(Trainer):
     def _not_finite(self, what: str, batches: list[list[int]]) -> None:
         rows = [self.sources(row) for batch in batches for row in batch]
         shown = ", ".join(rows[:8]) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")
+        weights = "were touched" if self.is_deepspeed_enabled else "are as before it"  # DeepSpeed steps in backward
         raise TrainingError(
-            f"the {what} of step {self.state.global_step + 1} is not a finite number; the weights are as before it",
+            f"the {what} of step {self.state.global_step + 1} is not a finite number; the weights {weights}",
             where=shown,
             fix="look at these rows, lower --learning_rate, or use --torch_dtype bfloat16 or float32",
         )
@@ -317,7 +319,7 @@ class SftTrainer(Trainer):
 
     def _evaluation_sums(self) -> dict[str, float]:
         dataset = self.eval_dataset
-        if self.is_fsdp_enabled:  # every process must compute as many batches, since each holds a part of the weights
+        if self.shards:  # every process must compute as many batches, since each holds a part of the weights
             dataset = Filled(dataset, self.args.per_device_eval_batch_size * self.args.world_size)
         rows = range(self.args.process_index, len(dataset), self.args.world_size)
         loader = DataLoader(
@@ -401,11 +403,20 @@ class SftTrainer(Trainer):
             "best_checkpoint": self.best_saved.name if self.best_saved else None,
         }
 
+    @property
+    def shards(self) -> str | None:
+        """`fsdp` or `zero3` where each process holds a part of the weights, None where it holds them all."""
+        if self.is_fsdp_enabled:
+            return "fsdp"
+        zero3 = self.is_deepspeed_enabled and self.accelerator.state.deepspeed_plugin.zero_stage == 3
+        return "zero3" if zero3 else None
+
     def _gathered_weights(self) -> dict[str, torch.Tensor] | None:
         """The weights to save where the model holds shards of them, None otherwise; all processes take part."""
-        if not self.is_fsdp_enabled:
+        gathered = {"fsdp": fsdp.gathered_weights, "zero3": zero.gathered_weights}.get(self.shards)
+        if gathered is None:
             return None
-        return fsdp.gathered_weights(self.model, self.args.should_save, trained_only=isinstance(self.model, PeftModel))
+        return gathered(self.model, self.args.should_save, trained_only=isinstance(self.model, PeftModel))
 
     def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
         if not self.is_fsdp_enabled:
@@ -417,9 +428,14 @@ class SftTrainer(Trainer):
             torch.save(self.lr_scheduler.state_dict(), Path(output_dir) / SCHEDULER_NAME)
 
     def _prepare_for_training(self, max_steps, train_dataloader, resume_from_checkpoint):
-        if self.is_fsdp_enabled and resume_from_checkpoint is not None:
-            self.load_weights(Path(resume_from_checkpoint))  # while they are whole
-        return super()._prepare_for_training(max_steps, train_dataloader, resume_from_checkpoint)
+        place = resume_from_checkpoint
+        alone = self.is_deepspeed_enabled and self.resume_only_model
+        if place is not None and (self.is_fsdp_enabled or alone):
+            self.load_weights(Path(place))  # while they are whole
+        found = super()._prepare_for_training(max_steps, train_dataloader, None if alone else place)
+        if place is not None and alone:
+            self._load_optimizer_and_scheduler(place)
+        return found
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         if not self.is_fsdp_enabled:

@@ -101,7 +101,7 @@ def test_off_is_fine_for_what_is_not_built_and_on_is_an_error():
     assert sft("--packing", "false", "--streaming", "false").data.dataset == ()
     assert sft("--safe_serialization", "true", "--lazy_tokenize", "false") == SftConfig()
     with pytest.raises(NotBuiltYet):
-        sft("--deepspeed", "zero2")
+        sft("--use_galore", "true")
     with pytest.raises(NotBuiltYet):
         sft("--safe_serialization", "false")
 

@@ -1,0 +1,93 @@
+"""--deepspeed: a built-in configuration by name, a file or JSON, as what transformers takes.
+
+Promises: values that contradict the options of the command line are named before anything is loaded. Imports neither
+torch nor deepspeed.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from swift.config.commands import SftConfig
+from swift.errors import MissingPackage, UsageError
+
+BUILT_IN = Path(__file__).with_name("deepspeed")
+OFF = ("", "none", "false")
+AUTO = "auto"
+# key of the configuration -> option that it must agree with
+SAME = {
+    "train_micro_batch_size_per_gpu": "per_device_train_batch_size",
+    "gradient_accumulation_steps": "gradient_accumulation_steps",
+    "gradient_clipping": "max_grad_norm",
+    "optimizer.params.lr": "learning_rate",
+    "optimizer.params.weight_decay": "weight_decay",
+    "optimizer.params.eps": "adam_epsilon",
+    "scheduler.params.warmup_max_lr": "learning_rate",
+}
+
+
+def names() -> list[str]:
+    """The built-in configurations."""
+    return sorted(path.stem for path in BUILT_IN.glob("*.json"))
+
+
+def read_deepspeed(config: SftConfig) -> dict[str, Any] | None:
+    """The configuration asked for; None without DeepSpeed. UsageError for what is no configuration."""
+    text = (config.training.deepspeed or "").strip()
+    if text.lower() in OFF:
+        return None
+    where = f"--deepspeed {text}"
+    if text.startswith("{"):
+        source, where = text, "--deepspeed"
+    else:
+        built_in = BUILT_IN / f"{text.lower()}.json"
+        path = built_in if text.lower() in names() else Path(text).expanduser()
+        if not path.is_file():
+            fix = f"one of {', '.join(names())}, or a JSON file"
+            raise UsageError("neither a built-in configuration nor a file", where=where, fix=fix)
+        source, where = path.read_text(encoding="utf-8"), where if path == built_in else str(path)
+    try:
+        found = json.loads(source)
+    except ValueError as error:
+        raise UsageError(f"not valid JSON: {error}", where=where) from error
+    if not isinstance(found, dict):
+        raise UsageError("a configuration of DeepSpeed is a JSON object", where=where)
+    return found
+
+
+def stage(settings: Mapping[str, Any]) -> int:
+    """ZeRO's stage: 1 shares the optimizer's state, 2 gradients too, 3 weights too."""
+    return int((settings.get("zero_optimization") or {}).get("stage", 0))
+
+
+def check_deepspeed(config: SftConfig, settings: Mapping[str, Any], processes: int) -> None:
+    """MissingPackage without the library, UsageError for values that contradict the command line."""
+    if importlib.util.find_spec("deepspeed") is None:
+        raise MissingPackage("--deepspeed needs deepspeed", fix="pip install 'deepspeed>=0.19'")
+    for key, option in SAME.items():
+        value = _at(settings, key)
+        if value not in (None, AUTO) and value != config.value(option):
+            raise UsageError(
+                f"{key} is {value}, --{option} is {config.value(option)}",
+                where=f"--deepspeed {config.training.deepspeed}",
+                fix=f'write "{AUTO}" there, or type --{option} {value}',
+            )
+    training = config.training
+    rows = training.per_device_train_batch_size * (training.gradient_accumulation_steps or 1) * processes
+    if settings.get("train_batch_size", AUTO) not in (AUTO, rows):
+        raise UsageError(
+            f"train_batch_size is {settings['train_batch_size']}, a step has {rows} rows",
+            where=f"--deepspeed {config.training.deepspeed}",
+            fix=f'write "{AUTO}" there',
+        )
+
+
+def _at(settings: Mapping[str, Any], key: str) -> Any:
+    found: Any = settings
+    for part in key.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return found
