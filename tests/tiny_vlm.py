@@ -129,6 +129,23 @@ def mllama():
     return tf.MllamaForConditionalGeneration, config, tf.MllamaProcessor(images, t)
 
 
+def qwen2_audio():
+    import transformers as tf
+
+    t = tokenizer(
+        "<|image|>", audio_token="<|AUDIO|>", audio_bos_token="<|audio_bos|>", audio_eos_token="<|audio_eos|>"
+    )
+    t.chat_template = TEMPLATE.replace("'image' %}IMAGE", "'audio' %}<|audio_bos|><|AUDIO|><|audio_eos|>")
+    tower = dict(d_model=16, encoder_layers=2, encoder_attention_heads=2, encoder_ffn_dim=32, num_mel_bins=80)
+    config = tf.Qwen2AudioConfig(
+        text_config=dict(TEXT, model_type="qwen2"),
+        audio_config=tower,
+        audio_token_index=t.convert_tokens_to_ids("<|AUDIO|>"),
+    )
+    kind = tf.Qwen2AudioForConditionalGeneration
+    return kind, config, tf.Qwen2AudioProcessor(tf.WhisperFeatureExtractor(feature_size=80), t)
+
+
 FAMILIES = {"llava": llava, "gemma3": gemma3, "idefics3": idefics3, "mllama": mllama}
 
 
@@ -136,7 +153,7 @@ def checkpoint(path: Path, family: str = "llava") -> Path:
     """Save a tiny model and its processor as a plain transformers directory; what it sees shows in its logits."""
     import torch
 
-    kind, config, processor = FAMILIES[family]()
+    kind, config, processor = (FAMILIES | {"qwen2_audio": qwen2_audio})[family]()
     torch.manual_seed(0)
     model = kind(config).eval()
     with torch.no_grad():
@@ -147,6 +164,36 @@ def checkpoint(path: Path, family: str = "llava") -> Path:
     processor.chat_template = processor.tokenizer.chat_template
     processor.save_pretrained(path)
     return path
+
+
+def sound(path: Path, seed: int = 0, seconds: float = 0.5, rate: int = 16000) -> str:
+    """A wave file of noise."""
+    import wave
+
+    import numpy as np
+
+    samples = np.random.default_rng(seed).integers(-8000, 8000, int(seconds * rate)).astype("<i2")
+    with wave.open(str(path), "wb") as file:
+        file.setnchannels(1)
+        file.setsampwidth(2)
+        file.setframerate(rate)
+        file.writeframes(samples.tobytes())
+    return str(path)
+
+
+def film(path: Path, frames: int = 20, rate: int = 10) -> str:
+    """A video whose frames grow brighter."""
+    import av
+    import numpy as np
+
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("mpeg4", rate=rate)
+        stream.width, stream.height = 64, 48
+        for i in range(frames):
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 10 * i, np.uint8), format="rgb24")
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return str(path)
 
 
 def picture(path: Path, seed: int = 0, size: tuple[int, int] = (60, 40)) -> str:

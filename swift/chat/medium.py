@@ -13,10 +13,13 @@ import math
 import mimetypes
 import re
 from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+from swift.chat.video import bytes_of, is_frames, own_decoding, temporary_file
 from swift.errors import DataError, MissingPackage
 
 TIMEOUT = 30  # seconds for a URL to answer
@@ -28,7 +31,8 @@ _BASE64 = re.compile(r"[A-Za-z0-9+/\s]{64,}={0,2}\s*")
 @dataclass(frozen=True)
 class MediaSettings:
     """max_pixels: a larger image (height x width) is made smaller, in proportion, before the processor sees it.
-    fps, max_frames: how many frames of a video are taken, by second and in all; None: the processor's own way.
+    fps, max_frames: how many frames of a video are taken, by second and at most; None: the processor's own way. Its
+    frames are made smaller like images.
     """
 
     max_pixels: int | None = None
@@ -36,14 +40,16 @@ class MediaSettings:
     max_frames: int | None = None
 
 
-def load_image(items: Sequence[Any], processor: Any, settings: MediaSettings) -> dict[str, Any]:
+def load_image(items: Sequence[Any], processor: Any, settings: MediaSettings, scope: ExitStack) -> dict[str, Any]:
     return {"images": [[smaller(read_image(item), settings.max_pixels) for item in items]]}
 
 
 def read_image(item: Any) -> Any:
     """A PIL image, upright and RGB."""
-    from PIL import Image, ImageOps
-
+    try:
+        from PIL import Image, ImageOps
+    except ImportError as error:
+        raise MissingPackage("reading images needs Pillow", fix="pip install pillow") from error
     try:
         image = item if isinstance(item, Image.Image) else Image.open(_source(item))
         return ImageOps.exif_transpose(image).convert("RGB")
@@ -58,7 +64,7 @@ def smaller(image: Any, max_pixels: int | None) -> Any:
     return image.resize((max(1, int(image.width * scale)), max(1, int(image.height * scale))))
 
 
-def load_audio(items: Sequence[Any], processor: Any, settings: MediaSettings) -> dict[str, Any]:
+def load_audio(items: Sequence[Any], processor: Any, settings: MediaSettings, scope: ExitStack) -> dict[str, Any]:
     extractor = getattr(processor, "feature_extractor", None) or processor.audio_processor
     rate = extractor.sampling_rate
     return {"audio": [read_audio(item, rate) for item in items], "sampling_rate": rate}
@@ -71,8 +77,8 @@ def read_audio(item: Any, rate: int) -> Any:
 
     if isinstance(item, np.ndarray):
         return item
-    source = _source(item)
     try:
+        source = _source(item)
         if isinstance(source, io.BytesIO):
             source = "data:audio/wav;base64," + base64.b64encode(source.getvalue()).decode("ascii")
         return decode(source, sampling_rate=rate)
@@ -82,18 +88,35 @@ def read_audio(item: Any, rate: int) -> Any:
         raise DataError(f"audio {shown(item)!r} can't be read: {_reason(error)}") from error
 
 
-def load_video(items: Sequence[Any], processor: Any, settings: MediaSettings) -> dict[str, Any]:
-    arguments: dict[str, Any] = {"videos": [[_frames(item, settings) for item in items]]}
+def load_video(items: Sequence[Any], processor: Any, settings: MediaSettings, scope: ExitStack) -> dict[str, Any]:
+    """Files are decoded and sampled as the processor wants it; a video named by its frames is taken as it is."""
+    shrink = partial(smaller, max_pixels=settings.max_pixels) if settings.max_pixels else None
+    scope.enter_context(own_decoding(processor, settings.max_frames, shrink))
+    if all(is_frames(item) for item in items):
+        frames = [[smaller(read_image(frame), settings.max_pixels) for frame in item] for item in items]
+        return {"videos": [frames], "do_sample_frames": False}
+    if any(is_frames(item) for item in items):
+        raise DataError("a row has videos as files and videos as lists of frames", fix="give all in one form")
+    arguments: dict[str, Any] = {"videos": [[_video_file(item, scope) for item in items]]}
     if settings.fps is not None:
         arguments |= {"fps": settings.fps, "do_sample_frames": True}
     return arguments
 
 
-def _frames(item: Any, settings: MediaSettings) -> Any:
-    """A video named by its frames is read here; a file is the processor's to decode and sample."""
-    if isinstance(item, (list, tuple)):
-        return [smaller(read_image(frame), settings.max_pixels) for frame in item]
-    return item
+def _video_file(item: Any, scope: ExitStack) -> str:
+    """A path; what is in memory or at a URL is written to a file for as long as the row is made."""
+    try:
+        source = _source(item)
+    except (OSError, ValueError) as error:
+        raise DataError(f"video {shown(item)!r} can't be read: {_reason(error)}") from error
+    content = bytes_of(source)
+    if content is None:
+        if not Path(source).is_file():
+            raise DataError(f"video {shown(item)!r} can't be read: no such file")
+        return str(source)
+    path = temporary_file(content)
+    scope.callback(path.unlink, missing_ok=True)
+    return str(path)
 
 
 def _source(item: Any) -> Any:

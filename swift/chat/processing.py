@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -91,15 +92,16 @@ class Processing:
 
     def run(self, text: str, media: Mapping[str, Sequence[Any]]) -> Processed:
         """One row. DataError when a medium can't be read or the processor refuses it."""
-        arguments: dict[str, Any] = {}
-        for name, items in media.items():
-            if items:
-                self._check_kind(name)
-                arguments |= LOADERS[name](items, self.processor, self.settings)
-        bos = self.processor.tokenizer.bos_token
-        if bos is not None and text.startswith(bos):
-            arguments["add_special_tokens"] = False
-        out = self._call(text, arguments)
+        with ExitStack() as scope:
+            arguments: dict[str, Any] = {}
+            for name, items in media.items():
+                if items:
+                    self._check_kind(name)
+                    arguments |= LOADERS[name](items, self.processor, self.settings, scope)
+            bos = self.processor.tokenizer.bos_token
+            if bos is not None and text.startswith(bos):
+                arguments["add_special_tokens"] = False
+            out = self._call(text, arguments)
         ids = out.pop("input_ids")[0].tolist()
         out.pop("attention_mask", None)
         offsets = out.pop(OFFSETS, None)

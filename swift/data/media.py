@@ -35,7 +35,7 @@ class MediaSlots:
     """One entry per tag met so far, in order: the reference when the message named it, None when the column must."""
 
     def __init__(self) -> None:
-        self.slots: dict[str, list[str | None]] = {kind: [] for kind in KINDS}
+        self.slots: dict[str, list[str | list[str] | None]] = {kind: [] for kind in KINDS}
 
     @property
     def used(self) -> bool:
@@ -62,13 +62,13 @@ class MediaSlots:
             return None
         keys = (name, kind, "source", "url", "path")
         body = next((block[k] for k in keys if block.get(k) is not None), None)
-        self.slots[kind].append(None if body is None else reference_of(body))
+        self.slots[kind].append(None if body is None else _frames_or_one(body, kind))
         return TAGS[kind]
 
     def finish(self, row: dict[str, Any], columns: Mapping[str, list[Any]], folder: Path) -> None:
         """Match tags with the media columns and put the lists into `row`; RowError when they don't fit."""
         for kind in KINDS:
-            given = [reference_of(value) for value in columns.get(kind, [])]
+            given = [_frames_or_one(value, kind) for value in columns.get(kind, [])]
             slots = self.slots[kind]
             bare = slots.count(None)
             if not given and len(slots) == bare:
@@ -108,8 +108,17 @@ def reference_of(value: Any) -> str:
     raise RowError("a media entry names nothing", repr(value)[:60])
 
 
-def _located(reference: str, folder: Path) -> str:
+def _frames_or_one(value: Any, kind: str) -> str | list[str]:
+    """A reference; of a video also a list of its frames."""
+    if kind == "video" and isinstance(value, (list, tuple)) and value:
+        return [reference_of(frame) for frame in value]
+    return reference_of(value)
+
+
+def _located(reference: str | list[str], folder: Path) -> str | list[str]:
     """The reference with a local path made absolute: as given, or beside the data file."""
+    if isinstance(reference, list):
+        return [str(_located(frame, folder)) for frame in reference]
     if re.match(r"[a-z][a-z0-9+.-]+:", reference, re.IGNORECASE):
         return reference
     for path in (Path(reference).expanduser(), folder / reference):

@@ -16,6 +16,5 @@ def find_processing(directory: Path, options: MediaOptions, trust_remote_code: b
 
     if not has_processor(directory):
         return None
-    return Processing(
-        lambda: load_processor(directory, trust_remote_code=trust_remote_code), MediaSettings(options.max_pixels)
-    )
+    settings = MediaSettings(options.max_pixels, options.video_fps, options.video_max_frames)
+    return Processing(lambda: load_processor(directory, trust_remote_code=trust_remote_code), settings)
