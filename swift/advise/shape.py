@@ -364,7 +364,8 @@ def _mlp(fields: Fields, hidden: int, index: int) -> Layer:
     dense = fields.per_layer("inner", index, 4 * hidden)
     nothing = dict(heads=0, query=0, key=0, value=0, attended=0, cached=0)
     if not _is_sparse(fields, index):
-        inner = fields.values.get(rules["dense_inner"]) or dense
+        inner = fields.values.get(rules["dense_inner"])
+        inner = inner if isinstance(inner, int) and inner else dense
         linears = _dense(fields, hidden, inner)
         return Layer(tuple(linears), **nothing, inner=inner, gated=rules["gated"])
     experts, top_k = fields.number("experts"), fields.number("top_k", 2)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -107,7 +107,7 @@ def load_adapter(model, path: Path | str, *, name: str = "default", trainable: b
             model = get_peft_model(model, config, adapter_name=name)
             result = model.load_adapter(path, name, is_trainable=trainable, local_files_only=True)
     wrong = [*result.missing_keys, *result.unexpected_keys]
-    if wrong:
+    if not place_by_name(model, files.weight_file, name) and wrong:
         what = f"the adapter doesn't fit this model: no counterpart for {wrong[0]} ({len(wrong)} in all)"
         raise CheckpointError(what, where=str(path), fix=_base_fix(files))
     if not trainable:
@@ -115,6 +115,25 @@ def load_adapter(model, path: Path | str, *, name: str = "default", trainable: b
     elif classifies(model.get_base_model()):
         keep_float32(model)
     return model
+
+
+@torch.no_grad()
+def place_by_name(model, tensors: Path | Mapping[str, torch.Tensor], name: str = "default") -> bool:
+    """Put an adapter's tensors where their names say, if they are exactly those of the model's adapter `name`.
+
+    peft renames an adapter's tensors as transformers renames the base's when it reads them from the hub's layout. That
+    is wrong for adapters written with the names of the modules, and goes unnoticed where a rename hits one of those.
+    """
+    from peft import get_peft_model_state_dict
+    from peft.utils import load_peft_weights
+
+    given = load_peft_weights(str(tensors.parent), device="cpu") if isinstance(tensors, Path) else tensors
+    own = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+    if given.keys() != own.keys() or any(given[key].shape != own[key].shape for key in own):
+        return False
+    for key, tensor in own.items():
+        tensor.copy_(given[key])
+    return True
 
 
 def load_adapters(model, paths: Sequence[Path | str], *, trainable: bool = False):

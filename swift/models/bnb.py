@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from swift.hub.resources import human_bytes
+from swift.models.bypass import bypassed, linear_by_another_name, odd_layers
 from swift.models.packed import PackedExperts, can_pack, fused_experts, pack
 from swift.models.plan import LoadPlan
 
@@ -20,10 +21,8 @@ def bitsandbytes_config(plan: LoadPlan, skeleton: torch.nn.Module):
     from transformers import BitsAndBytesConfig
     from transformers.quantizers.base import get_keys_to_not_convert
 
-    from swift.models.bypass import bypassed
-
     quant = plan.quant
-    kept = [*get_keys_to_not_convert(skeleton), *bypassed(skeleton)]
+    kept = [*get_keys_to_not_convert(skeleton), *bypassed(skeleton), *odd_layers(skeleton)]
     if quant.quant_bits == 8:
         made = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
     else:
@@ -36,14 +35,16 @@ def bitsandbytes_config(plan: LoadPlan, skeleton: torch.nn.Module):
             bnb_4bit_use_double_quant=quant.bnb_4bit_use_double_quant,
             bnb_4bit_quant_storage=getattr(torch, storage) if storage else None,
         )
-    if plan.pack_experts and fused_experts(skeleton):
+    if plan.pack_experts:
         _register()
         made.quant_method = f"{METHOD}_{quant.quant_bits}bit"
     return made
 
 
 def _register() -> None:
-    """Teach transformers quantizers that pack fused experts too, layer by layer while they are read."""
+    """Teach transformers quantizers that pack fused experts too, layer by layer while they are read, and quantize
+    linear layers whose class has another name.
+    """
     from transformers.quantizers import auto
     from transformers.quantizers.quantizer_bnb_4bit import Bnb4BitHfQuantizer
     from transformers.quantizers.quantizer_bnb_8bit import Bnb8BitHfQuantizer
@@ -67,6 +68,8 @@ def _with_experts(base: type) -> type:
             names = fused_experts(model)
             shapes = {name: model.get_parameter(name) for name in names}
             self.experts = {name: kind for name in names if can_pack(shapes[name], kind)}
+            for layer in linear_by_another_name(model):
+                layer.__class__ = torch.nn.Linear  # transformers quantizes this very class only
             super()._process_model_before_weight_loading(model, **kwargs)
 
         def get_quantize_ops(self) -> Any:

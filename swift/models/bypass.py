@@ -12,6 +12,7 @@ import inspect
 import textwrap
 from functools import cache
 
+import torch
 from torch import nn
 
 # what can be asked of a weight without computing with it
@@ -30,6 +31,68 @@ def bypassed(model: nn.Module) -> tuple[str, ...]:
             if isinstance(layer, nn.Module) and _is_linear(layer):
                 found.append(f"{name}.{child}" if name else child)
     return tuple(dict.fromkeys(found))
+
+
+def odd_layers(model: nn.Module) -> tuple[str, ...]:
+    """Full names of layers that are linear by their class and compute something else: a class of their own that gives
+    another shape than input times weight (DeepSeek-V4's grouped projection).
+    """
+    return tuple(
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Linear) and type(module).forward is not nn.Linear.forward and not _like_linear(module)
+    )
+
+
+def linear_by_another_name(model: nn.Module) -> list[nn.Linear]:
+    """Layers of a class derived from nn.Linear whose own forward computes just what a linear layer does (Falcon's)."""
+    found = []
+    for layer in model.modules():
+        kind = type(layer)
+        own = isinstance(layer, nn.Linear) and kind.forward is not nn.Linear.forward
+        if own and not kind.__module__.startswith(("bitsandbytes", "swift")) and _is_linear_in_numbers(kind, layer):
+            found.append(layer)
+    return found
+
+
+_IN_NUMBERS: dict[type, bool] = {}
+
+
+def _is_linear_in_numbers(kind: type, layer: nn.Linear) -> bool:
+    """Tried once a class, on random weights of 24 x 16."""
+    if kind not in _IN_NUMBERS:
+        twin = object.__new__(kind)
+        twin.__dict__ = {**layer.__dict__, "in_features": 16, "out_features": 24}
+        weight, bias = torch.randn(24, 16, device="cpu"), torch.randn(24, device="cpu")
+        twin._parameters = {"weight": nn.Parameter(weight, False), "bias": nn.Parameter(bias, False)}
+        x = torch.randn(2, 3, 16, device="cpu")
+        try:
+            _IN_NUMBERS[kind] = torch.allclose(twin(x), nn.functional.linear(x, weight, bias), atol=1e-5)
+        except (RuntimeError, ValueError, IndexError, AttributeError):
+            _IN_NUMBERS[kind] = False
+    return _IN_NUMBERS[kind]
+
+
+def _like_linear(layer: nn.Linear) -> bool:
+    """Tried on the meta device, where nothing is computed."""
+    if type(layer).__module__.startswith(("bitsandbytes", "swift")):
+        return True
+    try:
+        twin = _on_meta(layer)
+        return tuple(twin(torch.empty(2, 3, layer.in_features, device="meta")).shape) == (2, 3, layer.out_features)
+    except (RuntimeError, ValueError, IndexError):
+        return False
+
+
+def _on_meta(layer: nn.Linear) -> nn.Module:
+    """The same object with weights on the meta device."""
+    twin = object.__new__(type(layer))
+    twin.__dict__ = {**layer.__dict__}
+    twin._parameters = {
+        name: None if value is None else nn.Parameter(torch.empty_like(value, device="meta"), requires_grad=False)
+        for name, value in layer._parameters.items()
+    }
+    return twin
 
 
 def _is_linear(layer: nn.Module) -> bool:

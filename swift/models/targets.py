@@ -17,7 +17,7 @@ from torch import nn
 
 from swift.config.tuner import TunerOptions
 from swift.errors import UsageError
-from swift.models.bypass import bypassed
+from swift.models.bypass import bypassed, odd_layers
 from swift.models.heads import classifies
 from swift.models.packed import fused_experts
 from swift.models.parts import ALIGNER, LLM, VIT, Parts, find_parts
@@ -158,7 +158,8 @@ def resolve_targets(model: nn.Module, tuner: TunerOptions) -> Targets:
         parameters |= dict.fromkeys(_parameters_named(model, name))
     moved = _past_peft(model, modules)
     if moved:
-        notes.append("adapted as parameters (peft would take these names for experts): " + ", ".join(leaves(moved)))
+        why = "peft would take these names for experts, or the layers for plain linear ones"
+        notes.append(f"adapted as parameters ({why}): {', '.join(leaves(moved))}")
     modules = {name: None for name in modules if name not in moved}
     parameters |= {f"{name}.weight": None for name in moved}
     return Targets(
@@ -307,7 +308,8 @@ def _past_peft(model: nn.Module, modules: Iterable[str]) -> list[str]:
 
     kind = conversion._MODEL_TO_CONVERSION_PATTERN.get(model.config.model_type)
     taken = conversion._MOE_TARGET_MODULE_MAPPING.get(kind, {})
-    return [name for name in modules if name.rpartition(".")[2] in taken]
+    odd = set(odd_layers(model))
+    return [name for name in modules if name.rpartition(".")[2] in taken or name in odd]
 
 
 def leaves(names: Iterable[str]) -> list[str]:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from peft import PeftModel, get_peft_model_state_dict, set_peft_model_state_dict
+from peft import PeftModel, get_peft_model_state_dict
 from peft.utils import load_peft_weights
 
 from swift.errors import CheckpointError
+from swift.models.adapters import place_by_name
 from swift.models.quiet import quiet
 
 
@@ -43,4 +44,4 @@ def load_weights(model: torch.nn.Module, directory: Path) -> None:
             where=str(directory),
             fix="resume with the options of the run (its args.json)",
         )
-    set_peft_model_state_dict(model, saved)
+    place_by_name(model, saved)

@@ -201,6 +201,8 @@ def _shrink(kind: type, model_type: str, tokens: dict[str, int], vocabulary: int
             values[name] = inner.to_dict()
         elif name in sizes and _is_size(value):
             values[name] = sizes[name]
+        elif name in sizes and isinstance(value, (list, tuple)) and value and all(map(_is_size, value)):
+            values[name] = [sizes[name]] * LAYERS
         elif name in ("vocab_size", "decoder_vocab_size", "vocab_size_per_layer_input", "patch_size_vocab"):
             values[name] = vocabulary
         elif name.endswith("_dropout") or name in ("dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "layerdrop"):

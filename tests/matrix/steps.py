@@ -230,13 +230,13 @@ def _quantized(case: Case, bits: int, most: float) -> None:
     if not share < most:
         raise Failed(f"the logits are off by {100 * share:.0f} % of their spread")
     _engine_answers(model, tokenizer)
-    options = f"--tuner_type lora --learning_rate 1e-2 --max_steps 3 --save_strategy no --load_in_{bits}bit true"
+    options = f"--tuner_type lora --learning_rate 1e-2 --max_steps 4 --save_strategy no --load_in_{bits}bit true"
     run = case.train(f"bits{bits}", options)
-    _check_falls(run, 3)
+    _check_falls(run, 4)
 
 
 def step_8bit(case: Case) -> None:
-    _quantized(case, 8, 0.15)
+    _quantized(case, 8, 0.25)
 
 
 def step_4bit(case: Case) -> None:
