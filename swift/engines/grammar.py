@@ -126,10 +126,16 @@ def call_rules(
             "required": ["name", arguments],
             "additionalProperties": False,
         }
-        rules.append(f"call_{number}: %json {json.dumps(schema, ensure_ascii=False)}")
+        rules.append(f"call_{number}: {json_rule(schema)}")
     which = " | ".join(f"call_{number}" for number in range(len(rules)))
     ends = [literal(tokenizer, text) if text else "" for text in (begin, end)]
     return [f"call: {ends[0]} ({which}) {ends[1]}", *rules]
+
+
+def json_rule(schema: Mapping[str, Any] | bool) -> str:
+    """JSON of a schema inside a Lark grammar, with as little room for spaces as an answer of that schema alone has."""
+    held: Mapping[str, Any] = {} if schema is True else schema or {"not": {}}
+    return f"%json {json.dumps({**held, 'x-guidance': {'whitespace_pattern': WHITESPACE}}, ensure_ascii=False)}"
 
 
 def literal(tokenizer: Any, text: str) -> str:

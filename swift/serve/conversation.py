@@ -94,7 +94,8 @@ class Replies:
             adapter=call.adapter,
             sampling=replace(call.sampling, grammar=grammar),
         )
-        self._readers = [ReplyReader(service.form, call.tools, call.one_call, prompt.opening) for _ in range(call.n)]
+        form = service.forcing.form(service.form, call.wanted)
+        self._readers = [ReplyReader(form, call.tools, call.one_call, prompt.opening) for _ in range(call.n)]
         self._answers = Answers(service, choices(request, call.n))
         await self._answers.__aenter__()
         return self

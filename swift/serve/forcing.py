@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from swift.engines.protocol import Engine, Grammar
 from swift.serve.errors import invalid
+from swift.serve.replies import ReplyFormat
 
 Tools = Sequence[Mapping[str, Any]]
 
@@ -39,9 +41,14 @@ class CallFrame:
     arguments: str
 
 
+PLAIN = CallFrame("", "", "arguments")
+
+
 @dataclass(frozen=True)
 class Forcing:
-    """`frame`: how the model writes a call, None where it isn't a JSON object. `closer`: what ends its reasoning."""
+    """`frame`: how the model writes a call, None where it isn't a JSON object or the template knows no tools; a forced
+    call is then a bare JSON object. `closer`: what ends the model's reasoning.
+    """
 
     tokenizer: Any = None
     frame: CallFrame | None = None
@@ -65,27 +72,44 @@ class Forcing:
             raise invalid(
                 f"tool_choice names {wanted.name or 'a call'}, but tools don't have it", param, "invalid_value"
             )
-        return Grammar("lark", self._lark(wanted, offered, lead, param))
+        return Grammar("lark", self._lark(wanted, offered, lead))
+
+    def form(self, own: ReplyFormat, wanted: Wanted) -> ReplyFormat:
+        """What reads the answer: the model's own format, but for a call that is forced as a bare JSON object."""
+        if not wanted.call or self.frame is not None:
+            return own
+        return ReplyFormat(partial(_bare_calls, closer=self.closer), own.reasoning, None)
 
     def _lead(self, opening: str) -> str:
         return f"{self.closer}\n\n" if self.closer and opening else ""
 
-    def _lark(self, wanted: Wanted, tools: Tools, lead: str, param: str) -> str:
-        from swift.engines.grammar import call_rules, literal
+    def _lark(self, wanted: Wanted, tools: Tools, lead: str) -> str:
+        from swift.engines.grammar import call_rules, json_rule, literal
 
         rules, ways = [], []
         if wanted.schema is not None:
-            rules.append(f"answer: %json {json.dumps(wanted.schema, ensure_ascii=False)}")
+            rules.append(f"answer: {json_rule(wanted.schema)}")
             ways.append("answer")
-        if tools and self.frame is not None:
-            frame = self.frame
+        frame = self.frame or (PLAIN if wanted.call else None)
+        if tools and frame is not None:
             rules += call_rules(self.tokenizer, tools, frame.begin, frame.end, frame.arguments)
             ways.append('call ("\\n"? call)*' if wanted.many else "call")
-        if wanted.call and self.frame is None:
-            message = "this model's calls are not JSON objects: a call can't be forced"
-            raise invalid(message, param, "unsupported_parameter")
         opened = f"{literal(self.tokenizer, lead)} " if lead else ""
         return "\n".join([f"start: {opened}({' | '.join(ways)})", *rules])
+
+
+def _bare_calls(text: str, tools: Tools | None = None, *, closer: str | None) -> dict[str, Any]:
+    """A message of JSON objects {"name": ..., "arguments": {...}} one after the other; text that is none is content."""
+    thought, found, rest = text.partition(closer) if closer and closer in text else ("", "", text)
+    calls, left = [], rest.strip()
+    while left:
+        try:
+            value, size = json.JSONDecoder().raw_decode(left)
+        except ValueError:  # cut off by the limit of tokens
+            return {"role": "assistant", "content": text}
+        calls.append({"type": "function", "function": value})
+        left = left[size:].strip()
+    return {"role": "assistant", "content": "", "reasoning_content": thought.strip(), "tool_calls": calls}
 
 
 def wanted_format(value: Mapping[str, Any] | None, param: str = "response_format") -> Mapping[str, Any] | None:

@@ -147,3 +147,40 @@ def test_a_tiny_model_answers_as_generate_does(checkpoint):
         end = time.monotonic() + 10
         while httpx.get(f"{url}/health").json()["status"] != "ok":
             assert time.monotonic() < end
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_call_is_forced_also_where_the_template_knows_no_tools(checkpoint, stream):
+    """The template of `checkpoint` shows no tools: the call is a bare JSON object that matches the tool's schema."""
+    import json
+
+    from swift.engines import setup
+
+    given = config("--model", str(checkpoint), "--served_model_name", "tiny", "--torch_dtype", "float32")
+    inner, source = setup.find_source(as_infer(given))
+    served = deploy.build(given, setup.decide_generation(inner, source.files), source)
+    parameters = {
+        "type": "object",
+        "properties": {"colour": {"enum": ["red", "green"]}},
+        "required": ["colour"],
+        "additionalProperties": False,
+    }
+    tool = {"type": "function", "function": {"name": "paint", "parameters": parameters}}
+    asked = {
+        "model": "tiny",
+        "messages": [{"role": "user", "content": "Paint!"}],
+        "tools": [tool],
+        "tool_choice": {"type": "function", "function": {"name": "paint"}},
+        "temperature": 0,
+        "max_tokens": 300,
+    }
+    with running(served) as url, openai.OpenAI(base_url=f"{url}/v1", api_key="none") as client:
+        if stream:
+            with client.chat.completions.stream(**asked) as events:
+                choice = events.get_final_completion().choices[0]
+        else:
+            choice = client.chat.completions.create(**asked).choices[0]
+    assert choice.message.tool_calls, choice
+    (call,) = choice.message.tool_calls
+    assert call.function.name == "paint" and json.loads(call.function.arguments)["colour"] in ("red", "green")
+    assert choice.finish_reason == "tool_calls" and not choice.message.content
