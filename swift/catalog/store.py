@@ -205,6 +205,12 @@ def template_text(name: str) -> str:
     return path.read_text(encoding="utf-8")
 
 
+@cache
+def grounding() -> dict[str, dict[str, Any]]:
+    """How families write places in images, by model_type of config.json; "default" for all others."""
+    return tomllib.loads((HERE / "grounding.toml").read_text(encoding="utf-8"))
+
+
 def packaged_file(entry: DatasetEntry) -> Path | None:
     """The data file that is shipped with this program for `entry`, if it is."""
     return HERE / "datasets" / entry.file if entry.file else None

@@ -20,6 +20,7 @@ from typing import Any
 from swift.chat.encoded import Encoded, RowDropped
 from swift.chat.facts import TOOL, USER, Facts, learn
 from swift.chat.forms import tools_of, with_content, with_json_arguments
+from swift.chat.grounding import with_objects
 from swift.chat.label import Planned, label, learned, pieces
 from swift.chat.media import expand, media_of, placed_media, with_blocks
 from swift.chat.processing import Processing
@@ -215,6 +216,13 @@ class ChatEncoder:
         made = self._needed_processor().run(self.prompt_text(messages, tools), media)
         return made.ids, made.tensors
 
+    def grounded(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """The row with the places of its `objects` written into its messages, as the model's family writes them."""
+        processor = self._needed_processor()
+        sizes = processor.sizes(row.get("images") or ())
+        messages = with_objects(row["messages"], row["objects"], processor.grounding, sizes)
+        return {**{key: value for key, value in row.items() if key != "objects"}, "messages": messages}
+
     @property
     def stop_token_ids(self) -> list[int]:
         """Ids that end a reply: eos, generation_config's, and what the template writes after a reply."""
@@ -283,7 +291,7 @@ class ChatEncoder:
 
     def _needed_processor(self) -> Processing:
         if self.processor is None:
-            raise DataError("the row has images, videos or audio, and the model has no processor for them")
+            raise DataError("the row has images, videos or audio, and there is no processor for them here")
         return self.processor
 
     def _plan_parts(self, row: Mapping[str, Any], template: ChatTemplate | None = None) -> list[Planned]:
@@ -330,6 +338,8 @@ class ChatEncoder:
         if not messages:
             raise DataError("the row has no messages")
         media = media_of(row)
+        if media and row.get("objects"):
+            messages = self.grounded(row)["messages"]
         if media:
             messages = with_blocks(messages, media)
         tools = tools_of(row.get("tools"))

@@ -13,7 +13,8 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from swift.chat.medium import MediaSettings, load_audio, load_image, load_video
+from swift.chat.grounding import Grounding, Sizes
+from swift.chat.medium import MediaSettings, load_audio, load_image, load_video, read_image, smaller
 from swift.errors import DataError, SwiftError
 
 LOADERS = {"images": load_image, "videos": load_video, "audios": load_audio}
@@ -67,10 +68,12 @@ class Processed:
 
 @dataclass
 class Processing:
-    """`load()` gives the processor. `settings`: how media are read and made smaller."""
+    """`load()` gives the processor. `settings`: how media are read and made smaller. `grounding`: how the model's
+    family writes places in images."""
 
     load: Callable[[], Any]
     settings: MediaSettings = field(default_factory=MediaSettings)
+    grounding: Grounding = field(default_factory=Grounding)
     _loaded: Any = None
     _says_offsets: bool = True
     _by_row: frozenset[str] | None = None
@@ -89,6 +92,25 @@ class Processing:
     @property
     def chat_template(self) -> str | None:
         return self.processor.chat_template
+
+    def sizes(self, images: Sequence[Any]) -> Sizes:
+        """Of image number i: (width, height) of the file, and as the model sees it where places are pixels of that."""
+
+        def of(number: int) -> tuple[tuple[int, int], tuple[int, int]]:
+            if not 0 <= number < len(images):
+                raise DataError(f"a place is in image {number}, and the row has {len(images)}")
+            image = read_image(images[number])
+            if self.grounding.scale != "pixels":
+                return image.size, image.size
+            shown = smaller(image, self.settings.max_pixels)
+            made = self.processor.image_processor(images=[shown], return_tensors="pt")
+            if "image_grid_thw" not in made:
+                return image.size, shown.size
+            patch = self.processor.image_processor.patch_size
+            _, rows, columns = made["image_grid_thw"][0].tolist()
+            return image.size, (columns * patch, rows * patch)
+
+        return of
 
     def run(self, text: str, media: Mapping[str, Sequence[Any]]) -> Processed:
         """One row. DataError when a medium can't be read or the processor refuses it."""

@@ -10,5 +10,6 @@ from swift.config.options import option
 @dataclass(frozen=True)
 class MediaOptions:
     max_pixels: int | None = option(low=1)
+    norm_bbox: str | None = option(choices=("none", "norm1000"))
     video_fps: float | None = option(low=0.001, aliases=("fps",))
     video_max_frames: int | None = option(low=1, aliases=("fps_max_frames", "max_frames"))

@@ -7,7 +7,7 @@ Name -> topic; the topic's sentence stands in i18n under [planned]. `swift CMD -
 from __future__ import annotations
 
 TOPICS: dict[str, str] = {
-    "encoding": "agent_template norm_bbox sequence_parallel_size is_binary_loss_scale "
+    "encoding": "agent_template sequence_parallel_size is_binary_loss_scale "
     "preserve_thinking add_non_thinking_prefix disable_ignore_empty_think model_kwargs",
     "data": "streaming shuffle_buffer_size download_mode disable_auto_column_mapping packing packing_length "
     "packing_num_proc packing_strategy decision_type",

@@ -7,6 +7,7 @@ or -100. About five bytes a token. Knows nothing of rows, templates and padding.
 from __future__ import annotations
 
 import hashlib
+import json
 from array import array
 from collections.abc import Iterable, Sequence
 from itertools import chain
@@ -70,11 +71,13 @@ class EncodedDataset(Sequence[dict[str, Any]]):
         return example
 
     def fingerprint(self) -> str:
-        """A hash that changes with any id, label, weight or the order."""
+        """A hash that changes with any id, label, weight, name of a medium or the order."""
         digest = hashlib.sha256()
         for part in (self.ids, self.learned, self.starts, self.row_ids, self.scales):
             if part is not None:
                 digest.update(np.ascontiguousarray(part).data)
+        if self.media:
+            digest.update(json.dumps(sorted(self.media.items()), default=str).encode("utf-8", "surrogatepass"))
         return digest.hexdigest()
 
     def save(self, directory: Path) -> None:

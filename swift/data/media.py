@@ -1,8 +1,8 @@
 """Images, videos and audio of a row: tags in the text, references in lists, in the same order.
 
 Promises: after `finish`, the number of <image> tags in a row's text equals the length of its `images` list (so for
-video and audio), every local file of those lists exists, and its path is absolute. Bytes become data URIs. Opens no
-file.
+video and audio), every local file of those lists exists, and its path is absolute. Bytes and base64 become files of
+the cache (`media_files`). Opens none.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from swift.data.media_files import as_file
 from swift.data.rows import RowError
 
 KINDS = ("image", "video", "audio")
@@ -120,7 +121,7 @@ def _located(reference: str | list[str], folder: Path) -> str | list[str]:
     if isinstance(reference, list):
         return [str(_located(frame, folder)) for frame in reference]
     if re.match(r"[a-z][a-z0-9+.-]+:", reference, re.IGNORECASE):
-        return reference
+        return as_file(reference)
     for path in (Path(reference).expanduser(), folder / reference):
         if path.exists():
             return str(path.absolute())

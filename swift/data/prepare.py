@@ -162,7 +162,8 @@ def _cached(supply: SupplyOptions, split: str, encoder: ChatEncoder | PlainEncod
 def _encode(
     rows: Rows, encoder: ChatEncoder | PlainEncoder, options: EncodingOptions, report: DataReport, split: str
 ) -> EncodedDataset:
-    key = encoder_key(encoder) if options.load_from_cache_file else None
+    # whether media can be read is seen anew in each run
+    key = encoder_key(encoder) if options.load_from_cache_file and not rows.store.has_media else None
     if key is None:
         return encode_rows(rows, encoder, report=report, split=split, num_proc=options.dataset_num_proc)
     root = cache_dir("encoded")

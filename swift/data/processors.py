@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from swift.catalog import grounding
+from swift.chat.grounding import Grounding
 from swift.chat.medium import MediaSettings
 from swift.chat.processing import Processing
 from swift.config.media import MediaOptions
+from swift.hub.files import read_json_object
 
 
 def find_processing(directory: Path, options: MediaOptions, trust_remote_code: bool = False) -> Processing | None:
@@ -16,5 +19,7 @@ def find_processing(directory: Path, options: MediaOptions, trust_remote_code: b
 
     if not has_processor(directory):
         return None
+    model_type = read_json_object(directory / "config.json").get("model_type")
+    forms = Grounding.of(grounding(), model_type, options.norm_bbox)
     settings = MediaSettings(options.max_pixels, options.video_fps, options.video_max_frames)
-    return Processing(lambda: load_processor(directory, trust_remote_code=trust_remote_code), settings)
+    return Processing(lambda: load_processor(directory, trust_remote_code=trust_remote_code), settings, forms)

@@ -13,7 +13,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,14 @@ class Question:
         return cls(
             row, messages, asked, labels, source, hashlib.sha256(text.encode("utf-8", "surrogatepass")).hexdigest()[:16]
         )
+
+
+def grounded(question: Question, encoder: Any) -> Question:
+    """The question with the places of its row's `objects` written as the model's family writes them."""
+    if not question.row.get("objects") or encoder.processor is None:
+        return question
+    made = Question.of(encoder.grounded(question.row), question.source, {})
+    return replace(made, row=question.row, row_hash=question.row_hash)
 
 
 def _text(message: Mapping[str, Any]) -> str:

@@ -16,7 +16,7 @@ from swift.config.commands import InferConfig
 from swift.config.record import explain
 from swift.data.media import KINDS
 from swift.engines import setup
-from swift.engines.answers import Question, answer_rows, remark
+from swift.engines.answers import Question, answer_rows, grounded, remark
 from swift.engines.asking import user_message
 from swift.engines.interactive import Session, print_answer, turn_sampling
 from swift.engines.options import check_backend
@@ -96,6 +96,7 @@ def run(config: InferConfig, source: setup.Source | None) -> int:
     replies = Replies(encoder)
     try:
         if has_rows(config):
+            questions = [grounded(question, encoder) for question in questions]
             return run_rows(config, engine, replies, questions)
         if config.infer.prompt is not None:
             return run_prompt(config, engine, replies)

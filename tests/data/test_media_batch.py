@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -168,3 +170,22 @@ def test_a_processor_that_doesn_t_say_what_it_replaced_is_matched_by_tokens(fami
     else:
         found = encoder.encode(rows[1])
         assert (found.input_ids, found.labels) == (plain.input_ids, plain.labels)
+
+
+def test_bytes_and_base64_become_files_once(tmp_path, monkeypatch):
+    from swift.data import media_files
+    from swift.data.formats import canonical_row
+
+    monkeypatch.setenv("SWIFT_CACHE", str(tmp_path / "cache"))
+    media_files._folder.cache_clear()
+    content = Path(tiny_vlm.picture(tmp_path / "a.png")).read_bytes()
+    uri = "data:image/png;base64," + base64.b64encode(content).decode()
+    blocks = [{"type": "image_url", "image_url": {"url": uri}}, {"type": "text", "text": "?"}]
+    talk = [{"role": "user", "content": blocks}, {"role": "assistant", "content": "A cat."}]
+    rows = [{"messages": talk}, {"messages": asked("<image>?", "A cat."), "images": [{"bytes": content, "path": None}]}]
+    found = [canonical_row(row, folder=tmp_path).data for row in rows]
+    paths = {Path(row["images"][0]) for row in found}
+    assert {path.read_bytes() for path in paths} == {content}
+    assert {row["messages"][0]["content"] for row in found} == {"<image>?"}
+    assert all(tmp_path / "cache" in path.parents for path in paths)
+    media_files._folder.cache_clear()
