@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import sys
 
-from swift.errors import NotBuiltYet, SwiftError, UsageError
+from swift.config.packages import bnb_switched_off, check_typed
+from swift.errors import MissingPackage, NotBuiltYet, SwiftError, UsageError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -64,6 +65,9 @@ def _run(argv: list[str]) -> int:
 
     parsed = parse(config_class, rest, command.positional)
     os.environ.update(parsed.env)
+    _switch_off_bnb()
+    if name != "plan":  # which may plan for another machine
+        check_typed(parsed.config)
     if hasattr(parsed.config, "common"):
         from swift import plugins
 
@@ -79,6 +83,12 @@ def _run(argv: list[str]) -> int:
     return main(config) or 0
 
 
+def _switch_off_bnb() -> None:
+    """USE_BNB=0: for this process bitsandbytes isn't installed, so that no library imports a broken one."""
+    if bnb_switched_off():
+        sys.modules["bitsandbytes"] = None  # type: ignore[assignment]
+
+
 def _canonical(word: str) -> str:
     return word.replace("_", "-").lower()
 
@@ -91,6 +101,13 @@ def _unexpected(error: Exception) -> int:
         where = f"{os.path.basename(frame.tb_frame.f_code.co_filename)}:{frame.tb_lineno}"
         frame = frame.tb_next
     message = str(error).strip() or type(error).__name__
+    from swift.advise.checks.imports import finding_of
+
+    finding = finding_of(error)
+    if finding is not None:
+        print(f"swift: {finding.name}: {finding.what} ({message.splitlines()[0]}, at {where})", file=sys.stderr)
+        print(f"  -> {finding.fix}   (swift doctor looks at the rest)", file=sys.stderr)
+        return MissingPackage.exit_code
     print(f"swift: {type(error).__name__}: {message} (at {where})", file=sys.stderr)
     print("  -> SWIFT_DEBUG=1 shows the traceback; please report it with the command line", file=sys.stderr)
     return 1

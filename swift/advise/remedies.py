@@ -8,7 +8,6 @@ list.
 from __future__ import annotations
 
 import itertools
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
@@ -18,6 +17,7 @@ from swift.advise.memory import ITEM as ITEM_BYTES
 from swift.advise.memory import WIDE, Estimate, Training, adapted_names, estimate
 from swift.advise.model_facts import ModelFacts
 from swift.advise.setup import stored_bytes
+from swift.config.packages import bnb_switched_off
 
 SHORTEST = 256
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -74,7 +74,7 @@ def _axes(facts: ModelFacts, training: Training, machine: Machine) -> list[list[
     """One list of alternatives per option; each begins with no change."""
     on_gpu = machine.kind == "cuda"
     axes = [[NOTHING, *_checkpointing(training)], [NOTHING, *_batch(training)], [NOTHING, *_dtype(training, machine)]]
-    if on_gpu and facts.quantization is None and os.environ.get("USE_BNB", "1") != "0" and not training.weight_bits:
+    if on_gpu and facts.quantization is None and not bnb_switched_off() and not training.weight_bits:
         axes.append([NOTHING, *_bits()])
     if on_gpu and training.full and training.optimizer.startswith("adamw_torch"):
         change = Change(

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from swift.config.model import ModelOptions, QuantizationOptions
+from swift.config.packages import bnb_switched_off
 from swift.errors import MissingPackage, ModelFileError, NotBuiltYet, ResourceError, UsageError
 from swift.hub.files import ModelFiles
 from swift.hub.resources import human_bytes
@@ -238,7 +239,7 @@ def _quantize_on_load(
             where="--quant_method bnb",
             fix="leave out --load_in_8bit / --load_in_4bit / --quant_method",
         )
-    if os.environ.get("USE_BNB", "1") == "0":
+    if bnb_switched_off():
         raise UsageError(
             "bitsandbytes is switched off by USE_BNB=0",
             where="--quant_method bnb",

@@ -10,7 +10,6 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import json
-import os
 import re
 import signal
 import subprocess
@@ -84,11 +83,6 @@ def installed_version(distribution: str) -> str | None:
         return importlib.metadata.version(distribution)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def bnb_switched_off() -> bool:
-    """USE_BNB=0 (as in the guide): bitsandbytes is not to be used, and its state is of no interest."""
-    return os.environ.get("USE_BNB", "1").strip().lower() in ("0", "false", "no", "off")
 
 
 # (pattern of the message, what it means, what to type); {module} is the library that was imported, {1} the pattern's
@@ -179,10 +173,32 @@ def broken(name: str, result: Import) -> Finding:
 
 
 def finding_of(error: BaseException) -> Finding | None:
-    """What the doctor says of an error met while running: a failed import or a CUDA mismatch; None for any other."""
+    """What the doctor says of an error met while running: a failed import or a CUDA mismatch, also where a library
+    raised another error because of it; None for any other."""
+    chain = [error]
+    while (before := chain[-1].__cause__ or chain[-1].__context__) is not None and before not in chain:
+        chain.append(before)
+    return next((found for one in reversed(chain) if (found := _finding_of(one)) is not None), None)
+
+
+def _importer(error: BaseException) -> str:
+    """The library that was being imported when it failed: the one whose code ran last."""
+    name, frame = "", error.__traceback__
+    while frame is not None:
+        module = str(frame.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
+        name = module if module and not module.startswith(("importlib", "_frozen")) else name
+        frame = frame.tb_next
+    return name
+
+
+def _finding_of(error: BaseException) -> Finding | None:
     message = f"{type(error).__name__}: {error}"
     if isinstance(error, ImportError):
-        module = (error.name or "").partition(".")[0] or "a library"
+        named = (error.name or "").partition(".")[0]
+        if named == "swift":
+            return None
+        importer = _importer(error)
+        module = importer if importer not in ("", "swift", "__main__") else named or "a library"
         what, fix = explain(module, message)
         return Finding(module, FAIL, what, fix)
     if re.search(

@@ -15,8 +15,10 @@ from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from swift.advise.checks.imports import bnb_switched_off, broken, installed_version, is_installed, try_import
+from swift.advise.checks.imports import broken, installed_version, is_installed, try_import
+from swift.advise.checks.metadata import whole
 from swift.advise.finding import FAIL, OK, WARN, Finding
+from swift.config.packages import bnb_switched_off
 
 OLDEST = (3, 10)
 DISTRIBUTION = "swift-lm"
@@ -112,6 +114,8 @@ def optional_libraries(has_gpu: bool) -> list[Finding]:
     present = [module for module in OPTIONAL if is_installed(module)]
     skipped = {"bitsandbytes"} if bnb_switched_off() else set()
     probed = [module for module in present if module in IMPORTED and module not in skipped]
+    if not has_gpu:  # what a CUDA library lacks can't show; the rest stands in the files
+        probed = [module for module in probed if not whole(module, OPTIONAL[module][0])]
     with ThreadPoolExecutor(max_workers=4) as pool:
         imports = dict(zip(probed, pool.map(try_import, probed), strict=True))
     findings = []
