@@ -15,6 +15,12 @@ class ExportOptions:
     to_cached_dataset: bool = option(False)
     max_shard_size: str = option("5GB")
     merge_dtype: str | None = option(choices=("float32", "bfloat16", "float16"))
+    gguf_type: str | None = option(
+        choices=(
+            *("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0"),
+            *("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K"),
+        )
+    )
     group_size: int | None = option(low=1, aliases=("q_group_size",))
     quant_n_samples: int | None = option(low=1)
     quant_search: bool = option(False)

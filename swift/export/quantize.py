@@ -21,6 +21,7 @@ from swift import runs
 from swift.config.commands import ExportConfig
 from swift.config.record import explain, save_args
 from swift.errors import ExportError, MissingPackage, UsageError
+from swift.export.gguf_types import decide_type
 from swift.hub import LocalModel, ModelFiles, check_model_files
 from swift.hub.resources import check_disk, human_bytes
 
@@ -37,7 +38,6 @@ BITS: dict[str, tuple[tuple[int, ...], int]] = {
 REFUSED = {
     "hqq": "transformers 5 has no HQQ: --quant_method awq, or gptq with --quant_bits 2, 4 or 8",
     "torchao": "writing torchao models is not built yet: --quant_method bnb --quant_bits 8, or fp8",
-    "gguf": "writing GGUF files is not built yet: --quant_method awq, gptq, bnb or fp8",
     "eetq": "EETQ needs its CUDA kernels to write a model: --quant_method bnb --quant_bits 8 is the same precision",
     "quanto": "transformers can't load a saved quanto model: --quant_method bnb --quant_bits 8, or awq",
     "gptq_v2": "--quant_method gptq writes the layout that every engine reads",
@@ -73,8 +73,12 @@ class QuantJob:
 def decide_method(config: ExportConfig) -> ExportConfig:
     """Method and bits, or UsageError for what doesn't exist."""
     options = config.quantization
+    if options.quant_method == "gguf":
+        return decide_type(config)
+    if config.given("gguf_type"):
+        raise UsageError("only GGUF files have it", where="--gguf_type", fix="--quant_method gguf")
     if options.quant_method is None:
-        raise UsageError("--quant_bits needs --quant_method", fix=f"--quant_method {' | '.join(BITS)}")
+        raise UsageError("--quant_bits needs --quant_method", fix=f"--quant_method {' | '.join((*BITS, 'gguf'))}")
     if options.quant_method in REFUSED:
         what = f"{options.quant_method} can't be exported"
         raise UsageError(what, where="--quant_method", fix=REFUSED[options.quant_method])
@@ -98,6 +102,8 @@ def run(config: ExportConfig, find: Callable[[ExportConfig], tuple[ExportConfig,
     files = check_model_files(model.path)
     _refuse_quantized(files)
     _check_packages(config.quantization.quant_method)
+    if config.quantization.quant_method == "gguf":
+        _check_gguf(model, adapters, files)
     config = _decide_output(config, model, adapters)
     out = Path(config.export.output_dir).expanduser()
     from swift.export.merge import check_output
@@ -122,6 +128,14 @@ def _refuse_quantized(files: ModelFiles) -> None:
         raise UsageError(what, where=f"--model {files.path}", fix="pass the unquantized model")
 
 
+def _check_gguf(model: LocalModel, adapters: tuple[Path, ...], files: ModelFiles) -> None:
+    from swift.export.gguf import check_source
+    from swift.models.gguf import as_directory
+
+    directory = as_directory(files.path)
+    check_source(directory, check_model_files(directory).config, adapters)
+
+
 def _check_packages(method: str) -> None:
     from importlib.util import find_spec
 
@@ -134,6 +148,8 @@ def _decide_output(config: ExportConfig, model: LocalModel, adapters: tuple[Path
         return config
     bits = config.quantization.quant_bits
     ending = f"{config.quantization.quant_method}-int{bits}"
+    if config.export.gguf_type:
+        ending = config.export.gguf_type
     home = adapters[0] if adapters else Path(model.path.name)
     return config.decide("the model's name, the method and the bits", output_dir=f"{home}-{ending}")
 
@@ -221,7 +237,8 @@ def _quantize(
     work = out.absolute().with_name(f"{runs.STAGING_PREFIX}{out.name}-work")
     base = as_directory(model.path) if not adapters else _merged(config, model, files, adapters, work / "merged")
     files = check_model_files(base)
-    options = replace(config.model, torch_dtype=None)
+    # GGUF can hold every stored value as it is
+    options = replace(config.model, torch_dtype=stored_as(files) if config.export.gguf_type else None)
     plain = replace(config.quantization, quant_method=None, quant_bits=None)
     plan = plan_loading(options, plain, files, pick_device(), training=True)
     tokenizer = load_tokenizer(base, trust_remote_code=plan.trust_remote_code)
@@ -242,6 +259,13 @@ def _quantize(
         shutil.rmtree(staging, ignore_errors=True)
     shutil.rmtree(work, ignore_errors=True)
     log.info("quantized model: %s", out)
+
+
+def stored_as(files: ModelFiles) -> str:
+    """The dtype of most of the source's values."""
+    from swift.export.export import base_dtype
+
+    return base_dtype(files)[0]
 
 
 def _merged(
@@ -274,6 +298,7 @@ def _prove(job: QuantJob, staging: Path, start: float) -> Any:
     report = Report(
         method=job.method,
         bits=job.bits,
+        kind=job.config.export.gguf_type,
         group_size=job.config.export.group_size if job.method in CALIBRATED else None,
         quantized_share=share,
         held_out=job.rows.held_out_from,
@@ -302,6 +327,8 @@ def writer(method: str) -> Callable[[QuantJob, Any, Path], float]:
     """The method's function: writes a whole model directory, uses up the model, returns the quantized share."""
     if method in CALIBRATED:
         from swift.export.integers import write
+    elif method == "gguf":
+        from swift.export.gguf import write
     elif method == "fp8":
         from swift.export.fp8 import write
     else:
@@ -318,6 +345,10 @@ def reload(job: QuantJob, directory: Path) -> Any:
     from swift.models.plan import plan_loading
 
     try:
+        if job.method == "gguf":
+            from swift.export.gguf import reload as read_back
+
+            return read_back(job, directory)
         files = check_model_files(directory)
         options = replace(job.config.model, torch_dtype=job.plan.dtype)
         plain = replace(job.config.quantization, quant_method=None, quant_bits=None)
@@ -346,7 +377,7 @@ def _absorbed(config: ExportConfig) -> ExportConfig:
 def card(job: QuantJob, model: LocalModel, adapters: tuple[Path, ...], report: Any) -> str:
     """README.md: what the model is made from, how, and the table of its proof."""
     named = job.config.model.model or str(model.path)
-    tags = "".join(f"- {tag}\n" for tag in (job.method, f"{job.bits}-bit"))
+    tags = "".join(f"- {tag}\n" for tag in (job.method, job.config.export.gguf_type or f"{job.bits}-bit"))
     head = f"---\nlibrary_name: transformers\nbase_model: {named}\nbase_model_relation: quantized\ntags:\n{tags}---\n\n"
     made = f"`{named}`"
     if adapters:
@@ -365,5 +396,5 @@ def check_shares(quantized: int, total: int, what: str) -> float:
     """The share of the weights that were quantized; ExportError when there are none."""
     if quantized == 0:
         raise ExportError(f"no weight was quantized: {what}", fix="choose another --quant_method")
-    log.info("quantized %.0f %% of the weights (%s)", 100 * quantized / total, human_bytes(total * 2) + " in bfloat16")
+    log.info("converted %.0f %% of the weights (%s)", 100 * quantized / total, human_bytes(total * 2) + " in bfloat16")
     return quantized / total

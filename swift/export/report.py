@@ -20,7 +20,7 @@ from swift.errors import ExportError
 from swift.hub.resources import human_bytes
 
 DECODED = 32  # tokens generated to take the speed
-MOST_INCREASE = {8: 0.1, 4: 0.5}  # of the perplexity; other widths: 1.0
+MOST_INCREASE = {32: 0.01, 16: 0.01, 8: 0.1, 5: 0.3, 4: 0.5}  # of the perplexity; other widths: 1.0
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ class Report:
 
     method: str
     bits: int
+    kind: str | None  # of GGUF: Q4_0 ...
     group_size: int | None
     quantized_share: float
     held_out: str
@@ -80,6 +81,8 @@ class Report:
         ]
 
     def name(self) -> str:
+        if self.kind:
+            return f"{self.method} {self.kind}"
         group = f", groups of {self.group_size}" if self.group_size else ""
         return f"{self.method}, {self.bits} bits{group}"
 
@@ -89,7 +92,8 @@ class Report:
         head = (
             f"proof on {self.positions} positions ({self.held_out}); {100 * self.quantized_share:.0f} % of the weights"
         )
-        return [f"{head} are quantized:", *(f"  {a:<{wide}}  {b:<{narrow}}  {c}" for a, b, c in rows)]
+        became = f"are {self.kind}" if self.kind else "are quantized"
+        return [f"{head} {became}:", *(f"  {a:<{wide}}  {b:<{narrow}}  {c}" for a, b, c in rows)]
 
     def markdown(self) -> str:
         rows = "".join(f"| {a} | {b} | {c} |\n" for a, b, c in self.rows())

@@ -215,7 +215,6 @@ def test_a_result_that_is_too_far_off_is_refused(tmp_path, capfd):
         (["--quant_method", "awq", "--quant_bits", 8], "--quant_bits 4"),
         (["--quant_method", "gptq", "--quant_bits", 3], "--quant_bits 2 or 4 or 8"),
         (["--quant_method", "hqq"], "awq"),
-        (["--quant_method", "gguf"], "not built yet"),
         (["--quant_bits", 4], "--quant_method"),
         (["--quant_method", "awq", "--dataset"], "no calibration rows"),
         (["--quant_method", "awq", "--group_size", 48], "--group_size 64 or 32"),

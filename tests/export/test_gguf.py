@@ -1,0 +1,140 @@
+"""GGUF files: plain transformers and (where a Python with llama-cpp-python is named in SWIFT_LLAMA_PYTHON) llama.cpp
+read them as the model that they were made of.
+"""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import gguf
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from swift import runs
+from swift.cli import main
+from tests import tiny
+from tests.export.test_merge import adapter_of
+from tests.export.test_quantize import IDS, plain
+
+LLAMA_PYTHON = os.environ.get("SWIFT_LLAMA_PYTHON")
+GEMMA = dict(query_pre_attn_scalar=16, bos_token_id=1, tie_word_embeddings=True, hidden_activation="gelu_pytorch_tanh")
+# llama.cpp takes the embeddings of a Gemma for its head
+SIZES = {"gemma3_text": GEMMA, "gemma2": GEMMA | dict(attn_logit_softcapping=50.0), "qwen3": dict(head_dim=128)}
+LLAMA3 = dict(rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
+WORDS = "Who are you? 12345 你好，法国的首都是巴黎。\n\n  def add(a, b):\n\treturn a + b  # it's"
+
+
+def export(*words) -> int:
+    return main(["export", "--quant_method", "gguf", *map(str, words)])
+
+
+def exported(folder: Path, family: str, *words, **changes) -> tuple[Path, Path]:
+    base = tiny.checkpoint(folder / "base", family, **(SIZES.get(family, {}) | changes))
+    assert export("--model", base, "--output_dir", folder / "out", *words) == 0
+    return base, next((folder / "out").glob("*.gguf"))
+
+
+def by_transformers(file: Path) -> torch.Tensor:
+    quantization = GgufConfig(dequantize=True)
+    names = dict(gguf_file=file.name, dtype=torch.float32, quantization_config=quantization)
+    with torch.no_grad():
+        return AutoModelForCausalLM.from_pretrained(file.parent, **names).eval()(IDS).logits
+
+
+def by_llama(file: Path, ids: list[int], text: str) -> tuple[torch.Tensor, list[int]]:
+    """(logits at every position, ids of the text) of llama.cpp."""
+    script = (
+        "import sys, json; from llama_cpp import Llama\n"
+        "file, ids, text = json.load(sys.stdin)\n"
+        "llm = Llama(file, n_ctx=128, logits_all=True, verbose=False, n_threads=1)\n"
+        "llm.eval(ids)\n"
+        "print(json.dumps([llm.scores[:len(ids)].tolist(), llm.tokenize(text.encode(), add_bos=False, special=True)]))\n"
+    )
+    sent = json.dumps([str(file), ids, text])
+    done = subprocess.run([LLAMA_PYTHON, "-c", script], input=sent, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr[-2000:]
+    logits, words = json.loads(done.stdout)
+    return torch.tensor(logits)[None], words
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_transformers_reads_the_source_back(tmp_path, family):
+    base, file = exported(tmp_path, family, "--gguf_type", "F32")
+    torch.testing.assert_close(by_transformers(file), plain(base), atol=1e-4, rtol=1e-4)
+    report = json.loads((tmp_path / "out" / "quantization_report.json").read_text())
+    assert report["kind"] == "F32" and report["divergence"] < 1e-5 and report["quantized_share"] > 0.9
+    assert runs.verify_dir(tmp_path / "out") == [] and not list(tmp_path.glob(f"{runs.STAGING_PREFIX}*"))
+    theirs, own = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name), AutoTokenizer.from_pretrained(base)
+    assert theirs(WORDS)["input_ids"] == own(WORDS)["input_ids"]
+    fields = gguf.GGUFReader(file).fields
+    assert fields["tokenizer.chat_template"].contents() == own.chat_template
+    assert fields["tokenizer.ggml.eos_token_id"].contents() == own.eos_token_id
+
+
+@pytest.mark.skipif(not LLAMA_PYTHON, reason="SWIFT_LLAMA_PYTHON names no Python with llama-cpp-python")
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "scaled llama"])
+def test_llama_cpp_computes_the_source(tmp_path, family):
+    changes = dict(rope_parameters=LLAMA3 | dict(original_max_position_embeddings=4)) if " " in family else {}
+    base, file = exported(tmp_path, family.split()[-1], "--gguf_type", "F32", **changes)
+    logits, words = by_llama(file, IDS[0].tolist(), WORDS)
+    torch.testing.assert_close(logits, plain(base), atol=2e-3, rtol=2e-3)
+    assert words == AutoTokenizer.from_pretrained(base)(WORDS)["input_ids"]
+
+
+@pytest.mark.parametrize("kind, far", [("Q8_0", 0.05), ("Q5_1", 0.2), ("Q4_0", 0.4), ("Q4_1", 0.4)])
+def test_matrices_get_the_type_and_vectors_stay_plain(tmp_path, kind, far):
+    base, file = exported(tmp_path, "qwen3", "--gguf_type", kind)
+    stored = {t.name: t.tensor_type.name for t in gguf.GGUFReader(file).tensors}
+    assert {stored[n] for n in stored if "norm" in n} == {"F32"}
+    assert stored["token_embd.weight"] == stored["output.weight"] == "Q8_0"
+    assert {t for n, t in stored.items() if n.startswith("blk") and "norm" not in n} == {kind}
+    source = plain(base)
+    assert 1e-4 < (by_transformers(file) - source).norm() / source.norm() < far
+
+
+def test_rows_that_blocks_do_not_fit_stay_16_bit(tmp_path):
+    _, file = exported(tmp_path, "llama", "--quant_bits", 8, intermediate_size=72)
+    stored = {t.name: t.tensor_type.name for t in gguf.GGUFReader(file).tensors}
+    assert stored["blk.0.ffn_down.weight"] == "F16" and stored["blk.0.ffn_up.weight"] == "Q8_0"
+
+
+def test_an_adapter_is_merged_first(tmp_path):
+    base = tiny.checkpoint(tmp_path / "base", "qwen3", head_dim=128)
+    adapter = adapter_of(base, tmp_path / "adapter")
+    assert export("--adapters", adapter, "--gguf_type", "F32", "--output_dir", tmp_path / "out") == 0
+    assert (
+        main(["export", "--merge_lora", "true", "--adapters", str(adapter), "--output_dir", str(tmp_path / "m")]) == 0
+    )
+    file = next((tmp_path / "out").glob("*.gguf"))
+    torch.testing.assert_close(by_transformers(file), plain(tmp_path / "m"), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    "family, changes, words, says",
+    [
+        ("bamba", dict(attn_layer_indices=[1], mamba_n_heads=8, mamba_d_head=16), (), "BambaForCausalLM"),
+        ("llama", {}, ("--gguf_type", "Q4_K_M"), "Q4_1"),
+        ("llama", {}, ("--quant_bits", 3), "--quant_bits 4, 5, 8, 16, 32"),
+        ("llama", {}, ("--gguf_type", "Q8_0", "--quant_bits", 4), "8 bits"),
+        ("llama", {}, ("--group_size", 32), "--group_size"),
+        ("llama", dict(rope_parameters=dict(rope_type="dynamic", rope_theta=1e4, factor=2.0)), (), "rope_type"),
+        ("gemma3_text", dict(query_pre_attn_scalar=7), (), "query_pre_attn_scalar"),
+    ],
+)
+def test_what_llama_cpp_would_not_follow_is_refused_before_any_work(tmp_path, capfd, family, changes, words, says):
+    base = tiny.checkpoint(tmp_path / "base", family, **changes)
+    assert export("--model", base, *words, "--output_dir", tmp_path / "out") == 2
+    assert says in capfd.readouterr().err
+    assert sorted(tmp_path.iterdir()) == [base]
+
+
+def test_a_tokenizer_that_splits_in_another_way_is_refused(tmp_path, capfd):
+    base = tiny.checkpoint(tmp_path / "base", "llama")
+    parts = json.loads((base / "tokenizer.json").read_text())
+    split = {"type": "Split", "pattern": {"Regex": r"\p{L}+"}, "behavior": "Isolated", "invert": False}
+    parts["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [split, parts["pre_tokenizer"]]}
+    (base / "tokenizer.json").write_text(json.dumps(parts))
+    assert export("--model", base, "--output_dir", tmp_path / "out") == 2
+    assert "llama.cpp has no splitting like its own" in capfd.readouterr().err
