@@ -50,7 +50,8 @@ def by_llama(file: Path, ids: list[int], text: str) -> tuple[torch.Tensor, list[
         "file, ids, text = json.load(sys.stdin)\n"
         "llm = Llama(file, n_ctx=128, logits_all=True, verbose=False, n_threads=1)\n"
         "llm.eval(ids)\n"
-        "print(json.dumps([llm.scores[:len(ids)].tolist(), llm.tokenize(text.encode(), add_bos=False, special=True)]))\n"
+        "words = llm.tokenize(text.encode(), add_bos=False, special=True)\n"
+        "print(json.dumps([llm.scores[:len(ids)].tolist(), words]))\n"
     )
     sent = json.dumps([str(file), ids, text])
     done = subprocess.run([LLAMA_PYTHON, "-c", script], input=sent, capture_output=True, text=True, timeout=120)
