@@ -21,6 +21,7 @@ class ExportOptions:
             *("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K"),
         )
     )
+    to_ollama: bool = option(False)
     group_size: int | None = option(low=1, aliases=("q_group_size",))
     quant_n_samples: int | None = option(low=1)
     quant_search: bool = option(False)

@@ -50,7 +50,9 @@ def main(config: ExportConfig) -> int:
         from swift.export.cached import export_rows
 
         return export_rows(config)
-    if config.given("quant_method") or config.given("quant_bits"):
+    if config.export.to_ollama:
+        config = _for_ollama(config)
+    if config.quantization.quant_method or config.given("quant_bits"):
         from swift.export.quantize import run
 
         return run(config, find_model)
@@ -62,6 +64,16 @@ def main(config: ExportConfig) -> int:
     if not config.export.merge_lora:
         raise UsageError("what to do with the adapter is not said", where="--adapters", fix="add --merge_lora true")
     return _merge(config)
+
+
+def _for_ollama(config: ExportConfig) -> ExportConfig:
+    """Ollama reads GGUF."""
+    method = config.quantization.quant_method
+    if method not in (None, "gguf"):
+        raise UsageError(
+            f"Ollama doesn't read {method}", where="--to_ollama", fix="--quant_method gguf, or leave it out"
+        )
+    return config.decide("what Ollama reads", quant_method="gguf")
 
 
 def find_model(config: ExportConfig) -> tuple[ExportConfig, LocalModel, tuple[Path, ...]]:

@@ -108,7 +108,8 @@ def write(job: QuantJob, model: Any, staging: Path) -> float:
     staging.mkdir(parents=True)
     kind = Type[job.config.export.gguf_type]
     arch = ARCHITECTURES[type(model).__name__]
-    out = gguf.GGUFWriter(staging / file_name(job.config.export.output_dir, kind.name), arch.name)
+    file = staging / file_name(job.config.export.output_dir, kind.name)
+    out = gguf.GGUFWriter(file, arch.name)
     _metadata(out, job, model, kind)
     _tokenizer(out, job, model)
     plan = [(name, tensor, _type_of(name, tensor, kind)) for name, tensor in tensors_of(model, arch)]
@@ -122,9 +123,20 @@ def write(job: QuantJob, model: Any, staging: Path) -> float:
     for name, tensor, stored in plan:
         out.write_tensor_data(_encode(name, tensor, stored))
     out.close()
+    if job.config.export.to_ollama:
+        _write_modelfile(job, model, file)
     done = sum(tensor.numel() for _, tensor, stored in plan if stored == kind)
     total = sum(tensor.numel() for _, tensor, _ in plan)
     return check_shares(done, total, f"no row of its matrices is a multiple of {BLOCK} values")
+
+
+def _write_modelfile(job: QuantJob, model: Any, file: Path) -> None:
+    from swift.export.ollama import MODELFILE, modelfile
+
+    generation = model.generation_config.to_diff_dict()
+    ends, context = end_ids(job.tokenizer, model), model.config.max_position_embeddings
+    text = modelfile(file, job.tokenizer, generation, ends, context)
+    (file.parent / MODELFILE).write_text(text, encoding="utf-8")
 
 
 def file_name(output_dir: str, kind: str) -> str:

@@ -139,3 +139,71 @@ def test_a_tokenizer_that_splits_in_another_way_is_refused(tmp_path, capfd):
     (base / "tokenizer.json").write_text(json.dumps(parts))
     assert export("--model", base, "--output_dir", tmp_path / "out") == 2
     assert "llama.cpp has no splitting like its own" in capfd.readouterr().err
+
+
+def go(template: str, system: str, messages: list[dict]) -> str:
+    """What Ollama's template language (the part that is used) makes of a conversation."""
+    text, first = template, True
+    head, _, rest = text.partition("{{ range .Messages }}")
+    body, _, tail = rest.rpartition("{{ end }}{{ end }}")
+    user, _, reply = body.partition('{{ else if eq .Role "assistant" }}')
+    user = user.removeprefix('{{ if eq .Role "user" }}')
+
+    def fill(part: str, content: str = "") -> str:
+        nonlocal first
+        wanted = (("{{ if $first }}", first), ("{{ if $.System }}", bool(system)))
+        for mark, holds in wanted:
+            while mark in part:
+                before, _, after = part.partition(mark)
+                close = after.rindex("{{ end }}") if mark == "{{ if $first }}" else after.index("{{ end }}")
+                part = before + (after[:close] if holds else "") + after[close + len("{{ end }}") :]
+        if "{{ $first = false }}" in part:
+            first = False
+        for mark in ("{{ $first = false }}", "{{ $first := true }}"):
+            part = part.replace(mark, "")
+        return part.replace("{{ $.System }}", system).replace("{{ .Content }}", content)
+
+    return fill(head) + "".join(fill(user if m["role"] == "user" else reply, m["content"]) for m in messages) + tail
+
+
+GEMMA_LIKE = (
+    "{% if messages[0]['role'] == 'system' %}{% set lead = messages[0]['content'] + '\n\n' %}"
+    "{% set turns = messages[1:] %}"
+    "{% else %}{% set lead = '' %}{% set turns = messages %}{% endif %}{% for m in turns %}"
+    "{{ '<im>' + ('model' if m['role'] == 'assistant' else 'user') + '\n' + (lead if loop.first else '') }}"
+    "{{ m['content'] }}"
+    "{{ '</im>\n' }}{% endfor %}{% if add_generation_prompt %}{{ '<im>model\n' }}{% endif %}"
+)
+DEFAULTED = (
+    "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}" + tiny.CHATML
+)
+NUMBERED = "{% for m in messages %}{{ loop.index ~ m['content'] + '\n' }}{% endfor %}"
+
+
+@pytest.mark.parametrize("template", [tiny.CHATML, GEMMA_LIKE, DEFAULTED])
+def test_ollamas_template_gives_the_chat_templates_text(tmp_path, template):
+    base = tiny.checkpoint(tmp_path / "base", chat_template=template)
+    generation = {"eos_token_id": [2, 0], "temperature": 0.7, "do_sample": True}
+    (base / "generation_config.json").write_text(json.dumps(generation))
+    words = ["export", "--model", str(base), "--to_ollama", "true", "--output_dir", str(tmp_path / "out")]
+    assert main(words) == 0
+    text = (tmp_path / "out" / "Modelfile").read_text()
+    assert (tmp_path / "out" / text.splitlines()[0].removeprefix("FROM ./")).is_file()
+    for line in ('stop "<|im_end|>"', 'stop "<|endoftext|>"', "temperature 0.7", "num_ctx 512"):
+        assert f"PARAMETER {line}\n" in text
+    found = text.partition('TEMPLATE """')[2].partition('"""')[0]
+    default = text.partition('SYSTEM """')[2].partition('"""')[0]
+    tokenizer = AutoTokenizer.from_pretrained(base)
+    talk = [{"role": r, "content": c} for r, c in (("user", "Hi"), ("assistant", "Hello."), ("user", "Bye"))]
+    for system in ("", "Answer in verse."):
+        messages = ([{"role": "system", "content": system}] if system else []) + talk
+        wanted = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        assert go(found, system or default, talk) == wanted
+
+
+def test_a_chat_template_beyond_ollamas_language_is_left_out_aloud(tmp_path, capfd):
+    base = tiny.checkpoint(tmp_path / "base", chat_template=NUMBERED)
+    words = ["export", "--model", str(base), "--to_ollama", "true", "--output_dir", str(tmp_path / "out")]
+    assert main(words) == 0
+    assert "can't be written in Ollama's language" in capfd.readouterr().err
+    assert "TEMPLATE" not in (tmp_path / "out" / "Modelfile").read_text()
