@@ -211,6 +211,16 @@ def grounding() -> dict[str, dict[str, Any]]:
     return tomllib.loads((HERE / "grounding.toml").read_text(encoding="utf-8"))
 
 
+def loss_scale_names() -> list[str]:
+    """The names of weights of words in replies (`--loss_scale`)."""
+    return sorted(path.stem for path in (HERE / "loss_scale").glob("*.toml"))
+
+
+def loss_scale_rules(name: str) -> dict[str, Any]:
+    """The tables `keywords`, `patterns` and `questions` of one of `loss_scale_names`."""
+    return tomllib.loads((HERE / "loss_scale" / f"{name}.toml").read_text(encoding="utf-8"))
+
+
 def packaged_file(entry: DatasetEntry) -> Path | None:
     """The data file that is shipped with this program for `entry`, if it is."""
     return HERE / "datasets" / entry.file if entry.file else None

@@ -15,6 +15,7 @@ from swift.catalog.entries import LINE_KEYS, TASKS, THINKING, TYPE_KEYS, model_l
 
 MODALITIES = ("text", "image", "video", "audio")
 DATASET_LINE_KEYS = {"alias", "license", "rows", "subsets", "tags"}
+LOSS_SCALE_TABLES = {"keywords", "patterns", "questions"}
 DATASET_TABLE_KEYS = {"columns", "file", "note"}
 _ID = re.compile(r"^[\w.-]+/[\w.-]+(:[\w.-]+)?$|^[\w.-]+$|^-$")
 _NAME = re.compile(r"^[a-z][a-z0-9_]*$")
@@ -106,6 +107,18 @@ def _check_datasets() -> Iterator[str]:
     yield from _twice("data set", [e.hf_id for e in store.datasets()], "Hugging Face")
 
 
+def _check_loss_scales() -> Iterator[str]:
+    for name, table in store.read_tables("loss_scale"):
+        yield from (f"loss_scale/{name}.toml: unknown table {key!r}" for key in table.keys() - LOSS_SCALE_TABLES)
+        for word, weights in table.get("keywords", {}).items():
+            if not isinstance(weights, list) or len(weights) != 2:
+                yield f"loss_scale/{name}.toml: keyword {word!r}: two weights, its own and that of what follows"
+        for key in ("patterns", "questions"):
+            for word, weight in table.get(key, {}).items():
+                if not isinstance(weight, float) or weight < 0:
+                    yield f"loss_scale/{name}.toml: {word!r}: one weight, from 0.0 on"
+
+
 def validate() -> list[str]:
     """What is wrong with the catalog's files, one line per finding; [] when nothing is."""
-    return [*_check_model_files(), *_check_entries(), *_check_datasets()]
+    return [*_check_model_files(), *_check_entries(), *_check_datasets(), *_check_loss_scales()]

@@ -24,15 +24,16 @@ from swift.chat.grounding import with_objects
 from swift.chat.label import Planned, label, learned, pieces
 from swift.chat.media import expand, media_of, placed_media, with_blocks
 from swift.chat.processing import Processing
-from swift.chat.render import ChatTemplate, Refusal, Rendered, compiled, normalised
+from swift.chat.render import ChatTemplate, Refusal, Rendered, Span, compiled, normalised
 from swift.chat.replies import ReplyFormat, learn_replies
+from swift.chat.scheme import parse_scheme
 from swift.chat.shapes import Match, Shapes
 from swift.chat.symbols import is_symbolic
 from swift.chat.tokens import Tokenized, Tokens
 from swift.chat.turns import Conversation, Turn, common_prefix, composed, contents, find_turn
 from swift.errors import DataError, TemplateError, UsageError
 
-SCHEMES = ("default", "last_round", "all")
+Weights = Mapping[int, tuple[float, bool]]  # message -> weight, and whether the scheme's rules weigh its words
 STRATEGIES = ("delete", "left", "right", "split")
 
 
@@ -41,7 +42,8 @@ class ChatEncoder:
 
     template: Jinja text; None takes the tokenizer's own. system: added to rows that have no system message.
     enable_thinking: passed to the template when not None. template_kwargs: further variables of the template.
-    loss_scale: "default" learns every assistant turn, "last_round" those after the last user message, "all" all tokens.
+    loss_scale: "default" learns every assistant turn, "last_round" those after the last user message, "all" all tokens;
+    with further names (swift.chat.scheme) their words weigh more or less.
     response_prefix: begins every reply; given in prompts, present but not learned in training.
     close_last_turn: adds eos after a last turn that the template leaves open; the ids are then one longer than
     `apply_chat_template`'s.
@@ -64,13 +66,13 @@ class ChatEncoder:
         close_last_turn: bool = False,
         processor: Any = None,
     ):
-        _one_of("--loss_scale", loss_scale, SCHEMES)
         _one_of("--truncation_strategy", truncation_strategy, STRATEGIES)
         self.tokenizer, self.template = tokenizer, template
         self.processor = (
             processor if processor is None or isinstance(processor, Processing) else Processing.of(processor)
         )
         self.system, self.loss_scale = system, loss_scale
+        self.scheme = parse_scheme(loss_scale)  # public, as the options are: cached rows depend on it
         self.max_length, self.truncation_strategy = max_length, truncation_strategy
         self.response_prefix = response_prefix or ""
         self.variables: dict[str, Any] = {**tokenizer.special_tokens_map, **(template_kwargs or {})}
@@ -167,9 +169,9 @@ class ChatEncoder:
         return found
 
     def _shapes(self) -> Shapes | None:
-        """Shapes of rows without tools; None where there is no template or everything is learned."""
+        """Shapes of rows without tools; None where there is no template, all is learned, or words are weighed."""
         source = self._source(None)
-        if source is None or self.loss_scale == "all":
+        if source is None or self.scheme.base == "all" or self.scheme.rules:
             return None
         if source not in self._known:
             given = (self.system, self.response_prefix, self.variables)
@@ -276,8 +278,8 @@ class ChatEncoder:
         if "messages" not in row:
             return self._plan_text(row)
         talk, facts, weights = self._conversation(row)
-        if self.loss_scale == "all":
-            return Planned(talk.text, (((0, len(talk.text)), 1.0),))
+        if self.scheme.base == "all":
+            return Planned(talk.text, tuple(self.scheme.turn(talk.text, [(0, len(talk.text))])))
         turns = self._turns(talk, facts, weights)
         for turn in turns:
             if turn.problem:
@@ -296,7 +298,7 @@ class ChatEncoder:
 
     def _plan_parts(self, row: Mapping[str, Any], template: ChatTemplate | None = None) -> list[Planned]:
         """template: renders in place of the encoder's own, from the same source."""
-        if "messages" not in row or self.loss_scale == "all":
+        if "messages" not in row or self.scheme.base == "all":
             return [self._plan(row)]
         talk, facts, left = self._conversation(row, template)
         plans: list[Planned] = []
@@ -316,7 +318,7 @@ class ChatEncoder:
             plans = [replace(plan, notes=(*plan.notes, "part")) for plan in reversed(plans)]
         return plans
 
-    def _composed(self, talk: Conversation, facts: Facts, turn: Turn, weights: Mapping[int, float]) -> Planned:
+    def _composed(self, talk: Conversation, facts: Facts, turn: Turn, weights: Weights) -> Planned:
         """A row for the last turn alone, behind its generation prompt; TemplateError where that is no answer either."""
         found = composed(talk, self._closers(facts))
         checked = found and self._checked(found[1], talk, found[0])
@@ -333,7 +335,7 @@ class ChatEncoder:
 
     def _conversation(
         self, row: Mapping[str, Any], other: ChatTemplate | None = None
-    ) -> tuple[Conversation, Facts, dict[int, float]]:
+    ) -> tuple[Conversation, Facts, Weights]:
         messages = row["messages"]
         if not messages:
             raise DataError("the row has no messages")
@@ -359,23 +361,24 @@ class ChatEncoder:
         except Refusal as reason:
             raise TemplateError(f"the chat template refuses the conversation: {reason}") from None
 
-    def _weights(self, messages: Sequence[Mapping[str, Any]]) -> dict[int, float]:
+    def _weights(self, messages: Sequence[Mapping[str, Any]]) -> Weights:
         """Index of each message to learn -> weight; a message's own `loss` and `loss_scale` overrule the scheme."""
         last_user = max((i for i, m in enumerate(messages) if m.get("role") == "user"), default=-1)
         weights = {}
         for i, message in enumerate(messages):
             if message.get("role") != "assistant":
                 continue
-            weight = 0.0 if self.loss_scale == "last_round" and i < last_user else 1.0
+            weight = 0.0 if self.scheme.base == "last_round" and i < last_user else 1.0
             if message.get("loss") is not None:
                 weight = float(message["loss"])
             if message.get("loss_scale") is not None:
                 weight = float(message["loss_scale"])
+            own = message.get("loss") is not None or message.get("loss_scale") is not None
             if weight:
-                weights[i] = weight
+                weights[i] = (weight, not own)
         return weights
 
-    def _turns(self, talk: Conversation, facts: Facts, weights: Mapping[int, float]) -> list[Turn]:
+    def _turns(self, talk: Conversation, facts: Facts, weights: Weights) -> list[Turn]:
         closers = self._closers(facts)
         turns = []
         for index in sorted(weights):
@@ -400,10 +403,8 @@ class ChatEncoder:
             return replace(turn, spans=((start + len(self.response_prefix), end), *rest))
         return turn
 
-    def _planned(
-        self, talk: Conversation, text: str, facts: Facts, turns: Sequence[Turn], weights: Mapping[int, float]
-    ) -> Planned:
-        spans = tuple((span, weights[turn.index]) for turn in turns for span in turn.spans)
+    def _planned(self, talk: Conversation, text: str, facts: Facts, turns: Sequence[Turn], weights: Weights) -> Planned:
+        spans = tuple(piece for turn in turns for piece in self._pieces(talk, text, facts, turn, *weights[turn.index]))
         notes = []
         if any(turn.history for turn in turns):
             notes.append("history")
@@ -415,6 +416,17 @@ class ChatEncoder:
             notes.append("reasoning_left_out")
         open_end = bool(turns) and not turns[-1].closed and turns[-1].spans[-1][1] == len(text)
         return Planned(text, spans, tuple(notes), add_end=self.close_last_turn and open_end)
+
+    def _pieces(
+        self, talk: Conversation, text: str, facts: Facts, turn: Turn, weight: float, ruled: bool
+    ) -> list[tuple[Span, float]]:
+        """The turn's spans with their weights; the end-of-turn token keeps the turn's own."""
+        if not ruled or not self.scheme.rules:
+            return [(span, weight) for span in turn.spans]
+        asked = next((m for m in reversed(talk.chat[: turn.index]) if m.get("role") == "user"), {})
+        question = "".join(contents(asked).get("content", ()))
+        closers = self._closers(facts) if turn.closed else ()
+        return self.scheme.turn(text, turn.spans, closers, weight, question)
 
     def _error(self, turn: Turn, talk: Conversation, facts: Facts) -> TemplateError:
         number = sum(m.get("role") == "assistant" for m in talk.chat[: turn.index + 1])

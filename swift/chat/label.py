@@ -14,7 +14,7 @@ from swift.chat.tokens import Tokenized, Tokens
 
 @dataclass(frozen=True)
 class Planned:
-    """A text to tokenize and the weighted character spans to learn.
+    """A text to tokenize and the weighted character spans to learn; one of weight 0 is a piece of a turn left out.
 
     raw: text without chat: tokenized with the tokenizer's own special tokens, learned as a whole, closed with eos.
     add_end: eos is added after the last token, for a template that leaves the last turn open.
@@ -30,8 +30,12 @@ class Planned:
 
     @cached_property
     def weighted(self) -> bool:
-        """Whether a weight is other than 1."""
-        return any(weight != 1.0 for _, weight in self.spans)
+        """Whether a weight is other than 0 and 1."""
+        return any(weight not in (0.0, 1.0) for _, weight in self.spans)
+
+    def goes_on(self, i: int) -> bool:
+        """Whether the next span is another piece of the same turn."""
+        return i + 1 < len(self.spans) and self.spans[i][0][1] == self.spans[i + 1][0][0]
 
 
 def label(planned: Planned, tokenized: Tokenized, tokens: Tokens) -> tuple[Encoded, list[int]]:
@@ -41,7 +45,8 @@ def label(planned: Planned, tokenized: Tokenized, tokens: Tokens) -> tuple[Encod
         ids = ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
         return Encoded(ids, list(ids)), [len(ids)]
     found = [tokens.positions(tokenized, span) for span, _ in planned.spans]
-    notes = (*planned.notes, "straddled") if any(straddled for _, _, straddled in found) else planned.notes
+    straddled = any(reached and not (i and planned.goes_on(i - 1)) for i, (_, _, reached) in enumerate(found))
+    notes = (*planned.notes, "straddled") if straddled else planned.notes
     return learned(planned, ids, [(first, last) for first, last, _ in found], notes, eos)
 
 
@@ -52,10 +57,10 @@ def learned(
     labels = [IGNORED] * len(ids)
     scale = [0.0] * len(ids) if planned.weighted else None
     for (first, last), (_, weight) in zip(ranges, planned.spans, strict=True):
-        labels[first:last] = ids[first:last]
+        labels[first:last] = ids[first:last] if weight else [IGNORED] * (last - first)
         if scale is not None:
             scale[first:last] = [weight] * (last - first)
-    ends = [last for _, last in ranges]
+    ends = [last for i, (_, last) in enumerate(ranges) if not planned.goes_on(i)]
     if planned.add_end and eos is not None:
         ids, labels = [*ids, eos], [*labels, eos]
         scale = None if scale is None else [*scale, planned.spans[-1][1]]

@@ -51,6 +51,7 @@ def encoder_facts(encoder: ChatEncoder | PlainEncoder) -> dict[str, Any] | None:
     options = {k: v for k, v in vars(encoder).items() if k[0] != "_" and k not in ("tokenizer", "processor")}
     return {
         **options,
+        "scheme": repr(encoder.scheme),
         "tokenizer": hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode()).hexdigest(),
         "template": template,
         "stop_token_ids": encoder.stop_token_ids if template else [],
