@@ -30,7 +30,7 @@ from swift.chat.scheme import parse_scheme
 from swift.chat.shapes import Match, Shapes
 from swift.chat.symbols import is_symbolic
 from swift.chat.tokens import Tokenized, Tokens
-from swift.chat.turns import Conversation, Turn, common_prefix, composed, contents, find_turn
+from swift.chat.turns import Conversation, Turn, common_prefix, composed, contents, find_turn, opened, opens_reasoning
 from swift.errors import DataError, TemplateError, UsageError
 
 Weights = Mapping[int, tuple[float, bool]]  # message -> weight, and whether the scheme's rules weigh its words
@@ -320,7 +320,7 @@ class ChatEncoder:
 
     def _composed(self, talk: Conversation, facts: Facts, turn: Turn, weights: Weights) -> Planned:
         """A row for the last turn alone, behind its generation prompt; TemplateError where that is no answer either."""
-        found = composed(talk, self._closers(facts))
+        found = composed(talk, self._closers(facts)) or opened(talk, self._closers(facts))
         checked = found and self._checked(found[1], talk, found[0])
         if not checked or checked.problem:
             raise self._error(turn, talk, facts)
@@ -437,6 +437,8 @@ class ChatEncoder:
             if name in talk.template.variables and name not in talk.variables:
                 suiting = [value for value in values if self._suits(talk, facts, turn, {name: value})]
                 fixes += [f"{name}={json.dumps(value)} suits it" for value in suiting]
+        if opens_reasoning(talk, turn.index):
+            fixes.append("give the reply its reasoning (reasoning_content, or <think>...</think> before the answer)")
         fixes.append("pass a template made for training (--template FILE)")
         return TemplateError(
             f"assistant turn {number} can't be learned exactly: {turn.problem}",

@@ -10,11 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from swift.catalog import template_names, template_text
+from swift.chat.render import compiled
+from swift.config.chat import ChatOptions
 from swift.errors import UsageError
 
 log = logging.getLogger("swift")
 
 FALLBACK = "chatml"
+GIVEN = ("messages", "tools", "documents", "add_generation_prompt")  # what a conversation brings along
 
 
 @dataclass(frozen=True)
@@ -42,3 +45,18 @@ def choose_template(asked: str | None, own: object, family: str | None, model: P
     name = family or FALLBACK
     log.warning("%s has no chat template: using %s (--template NAME or FILE chooses another)", model, name)
     return TemplateChoice(template_text(name), name, "its family's" if family else "the usual one")
+
+
+def check_variables(chat: ChatOptions, source: str | None) -> None:
+    """UsageError for a variable of the options that the chat template `source` doesn't read: it would do nothing."""
+    asked = {"--template_kwargs": list(chat.template_kwargs or {})}
+    if chat.enable_thinking is not None:
+        asked["--enable_thinking"] = ["enable_thinking"]
+    if source is None or not any(asked.values()):
+        return
+    read = {name for name in compiled(source).variables if name not in GIVEN and not name.endswith("_token")}
+    for flag, names in asked.items():
+        for name in names:
+            if name not in read:
+                fix = f"leave it out; the template reads {', '.join(sorted(read)) or 'no variable'}"
+                raise UsageError(f"the chat template has no variable {name!r}", where=flag, fix=fix)

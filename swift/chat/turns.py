@@ -11,6 +11,7 @@ A turn that can't be found exactly gets a `problem` and no spans; nothing here g
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -142,6 +143,51 @@ def composed(talk: Conversation, closers: Sequence[str]) -> tuple[str, Turn] | N
     end = len(prompt.text) + own[0][1] - start - len(header)
     spans, closed = _close(text, [(len(prompt.text), end)], closers)
     return text, Turn(index, tuple(spans), closed=closed)
+
+
+def opened(talk: Conversation, closers: Sequence[str]) -> tuple[str, Turn] | None:
+    """The last turn behind a generation prompt that has opened its reasoning, where the template writes no reasoning
+    at all: what the message holds, from its reasoning on, closed by the same tag and ended as the template ends it.
+
+    None where the prompt opens nothing, or the message has no reasoning.
+    """
+    index = len(talk.chat) - 1
+    opener, block = _opener(talk, index)
+    content = talk.chat[index].get("content")
+    if not opener or not isinstance(content, str):
+        return None
+    tag = opener.strip()
+    closing, reasoning = f"</{tag[1:]}", talk.chat[index].get("reasoning_content")
+    if content.lstrip().startswith(tag) and closing in content:
+        written = content.lstrip()[len(tag) :].lstrip("\n")
+    elif isinstance(reasoning, str) and reasoning.strip():
+        written = f"{reasoning.strip()}\n{closing}\n\n{content}"
+    else:
+        return None
+    answer = written.rpartition(closing)[2].strip()
+    _, found, end = block.rpartition(answer)
+    if not answer or not found:
+        return None
+    prompt = talk.prompt(index)
+    text = prompt + written.rstrip() + end
+    spans, closed = _close(text, [(len(prompt), len(text))], closers)
+    return text, Turn(index, tuple(spans), closed=closed)
+
+
+def opens_reasoning(talk: Conversation, index: int) -> bool:
+    """Whether the prompt for this message ends inside reasoning that the template doesn't write."""
+    return bool(_opener(talk, index)[0])
+
+
+def _opener(talk: Conversation, index: int) -> tuple[str, str]:
+    """What the prompt writes beyond the header that the rendered turn has too, if that is a tag; and that turn."""
+    prompt, own = talk.marked_prompt(index), talk.full.segments.get(index)
+    if prompt is None or not own or not prompt.segments or index not in talk.full.segments:
+        return "", ""
+    header = prompt.text[max(b for spans in prompt.segments.values() for _, b in spans) :]
+    block = talk.text[own[0][0] : own[-1][1]]
+    opener = header[common_prefix(header, block) :]
+    return (opener, block) if re.fullmatch(r"\s*<[^<>/\s]+>\s*", opener) else ("", block)
 
 
 def _generation_spans(full: Rendered, own: Sequence[Span] | None) -> list[Span]:

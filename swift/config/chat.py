@@ -20,6 +20,7 @@ class ChatOptions:
     )
     loss_scale: str = option("default", aliases=("train_on",))
     enable_thinking: bool | None = option()
+    template_kwargs: dict | None = option(aliases=("chat_template_kwargs",))
     response_prefix: str | None = option()
     use_chat_template: bool = option(True)
     padding_side: str = option("right", choices=("left", "right"))

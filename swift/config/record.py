@@ -33,6 +33,7 @@ INHERITED = (
     "max_length",
     "truncation_strategy",
     "enable_thinking",
+    "template_kwargs",
     "response_prefix",
     "use_chat_template",
     "task_type",

@@ -36,6 +36,7 @@ OPTIONS = (
     "truncation_strategy",
     "loss_scale",
     "enable_thinking",
+    "template_kwargs",
     "response_prefix",
     "use_chat_template",
 )

@@ -17,7 +17,7 @@ import numpy as np
 
 from swift.chat import ChatEncoder
 from swift.chat.processing import Processing
-from swift.chat.template import choose_template
+from swift.chat.template import check_variables, choose_template
 from swift.config.chat import ChatOptions
 from swift.config.commands import ExportConfig, SftConfig
 from swift.config.data import DataOptions, EncodingOptions, SupplyOptions
@@ -72,6 +72,7 @@ def make_encoder(
         template=template,
         system=chat.system,
         enable_thinking=chat.enable_thinking,
+        template_kwargs=chat.template_kwargs,
         loss_scale=chat.loss_scale,
         max_length=chat.max_length,
         truncation_strategy=chat.truncation_strategy,
@@ -79,7 +80,10 @@ def make_encoder(
         stop_token_ids=_end_ids(directory),
         processor=processing,
     )
-    return encoder if chat.use_chat_template else PlainEncoder(encoder, chat.system)
+    if not chat.use_chat_template:
+        return PlainEncoder(encoder, chat.system)
+    check_variables(chat, template or (tokenizer.get_chat_template() if tokenizer.chat_template else None))
+    return encoder
 
 
 def _end_ids(directory: Path) -> list[int]:

@@ -143,6 +143,7 @@ def settings_of(config: InferConfig, source: setup.Source | None) -> dict[str, A
         "system",
         "template",
         "enable_thinking",
+        "template_kwargs",
         "response_prefix",
         "use_chat_template",
         "torch_dtype",

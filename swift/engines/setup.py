@@ -265,7 +265,7 @@ def build_pt(config: InferConfig, source: Source) -> tuple[Engine, Any]:
 def build_encoder(config: InferConfig, source: Source, tokenizer: Any) -> Any:
     """The ChatEncoder that the options mean, or what stands for it with --use_chat_template false."""
     from swift.chat import ChatEncoder
-    from swift.chat.template import choose_template
+    from swift.chat.template import check_variables, choose_template
     from swift.data.processors import find_processing
     from swift.models.gguf import as_directory
 
@@ -274,11 +274,14 @@ def build_encoder(config: InferConfig, source: Source, tokenizer: Any) -> Any:
         return PlainEncoder(tokenizer, chat.system, chat.response_prefix)
     model = source.model
     family = model.entry.template if model.entry else None
+    template = choose_template(chat.template, tokenizer.chat_template, family, source.files.path).text
+    check_variables(chat, template or (tokenizer.get_chat_template() if tokenizer.chat_template else None))
     return ChatEncoder(
         tokenizer,
-        template=choose_template(chat.template, tokenizer.chat_template, family, source.files.path).text,
+        template=template,
         system=chat.system,
         enable_thinking=chat.enable_thinking,
+        template_kwargs=chat.template_kwargs,
         response_prefix=chat.response_prefix,
         processor=find_processing(as_directory(source.files.path), config.media, config.model.trust_remote_code),
     )

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from swift.chat import ChatEncoder
-from swift.chat.template import choose_template
+from swift.chat.template import check_variables, choose_template
 from swift.config.commands import ExportConfig
 from swift.errors import DataError, TemplateError, UsageError
 from swift.export.texts import TEXTS
@@ -78,7 +78,15 @@ def chat_encoder(
     chat = config.chat
     family = model.entry.template if model.entry else None
     template = choose_template(chat.template, tokenizer.chat_template, family, files.path).text
-    return ChatEncoder(tokenizer, template=template, system=chat.system, enable_thinking=chat.enable_thinking), template
+    check_variables(chat, template or (tokenizer.get_chat_template() if tokenizer.chat_template else None))
+    encoder = ChatEncoder(
+        tokenizer,
+        template=template,
+        system=chat.system,
+        enable_thinking=chat.enable_thinking,
+        template_kwargs=chat.template_kwargs,
+    )
+    return encoder, template
 
 
 def _encoder(config: ExportConfig, model: LocalModel, files: ModelFiles, tokenizer: Any):

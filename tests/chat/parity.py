@@ -122,6 +122,12 @@ def _beginnings(reference: Reference, part: Any) -> list[str]:
             prompt, until, bare = reference.render(turn, True), reference.render(turn + 1), reference.render(turn)
             if None in (prompt, until):
                 continue
+            message = reference.messages[turn]
+            thought, answer = message.get("reasoning_content"), str(message.get("content"))
+            if thought and prompt.rstrip().endswith("<think>") and answer.strip() in until:
+                # the prompt opens reasoning that the template never writes
+                end = until[until.rindex(answer.strip()) + len(answer.strip()) :]
+                texts.append(f"{prompt}{thought.strip()}\n</think>\n\n{answer.rstrip()}{end}")
             header = prompt[len(bare) :] if bare and prompt.startswith(bare) else ""
             texts += [prompt + until[at + len(header) :] for at in _places(until, header)]
     return [text for text in texts if text is not None]

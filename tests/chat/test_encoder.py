@@ -11,7 +11,10 @@ from hypothesis import strategies as st
 
 from swift.catalog import template_text
 from swift.chat import ChatEncoder, RowDropped, render_mask
+from swift.chat.template import check_variables
+from swift.config.chat import ChatOptions
 from swift.errors import DataError, TemplateError, UsageError
+from tests.chat.odd import ODD
 from tests.chat.templates import ORIGINAL, fitted
 from tests.tiny import CHATML, tokenizer
 
@@ -261,3 +264,44 @@ def test_any_text_is_encoded_as_transformers_does(turns, name):
         assert encoded.input_ids[: len(prompt)] == prompt or "straddled" in encoded.notes
     ends = sum(encoded.labels[i] != -100 and encoded.labels[i] in encoder.stop_token_ids for i in range(encoded.length))
     assert ends >= len(turns)
+
+
+@pytest.mark.parametrize("name", ["r1_style", "think_opened"])
+def test_reasoning_is_learned_where_the_prompt_opens_it(name):
+    """DeepSeek-R1's habit: the prompt ends inside <think>, and the template shows no reasoning of any turn."""
+    encoder = ChatEncoder(fitted(ODD[name]))
+    inline = {"role": "assistant", "content": "<think>\nWell.\n</think>\n\nYes."}
+    apart = {"role": "assistant", "content": "Yes.", "reasoning_content": "Well."}
+    for reply in (inline, apart):
+        for messages in ([USER, reply], [USER, inline, AGAIN, reply]):
+            parts = encoder.encode_parts({"messages": messages})
+            prompt = encoder.prompt(messages[:-1])
+            assert parts[-1].input_ids[: len(prompt)] == prompt
+            last = [text for text, is_learned in shown_parts(encoder, parts) if is_learned]
+            assert last == ["Well.\n</think>\n\nYes.<|im_end|>"] * (len(messages) // 2)
+    with pytest.raises(TemplateError, match="give the reply its reasoning"):
+        encoder.encode_parts(TALK)
+
+
+def shown_parts(encoder, parts) -> list[tuple[str, bool]]:
+    found: list[tuple[list[int], bool]] = []
+    for part in parts:
+        found.append(([], False))
+        for token, label in zip(part.input_ids, part.labels, strict=True):
+            if found[-1][1] != (label != -100):
+                found.append(([], label != -100))
+            found[-1][0].append(token)
+    return [(encoder.decode(ids), is_learned) for ids, is_learned in found]
+
+
+def test_variables_that_the_template_does_not_read():
+    source = ODD["glm_thinking"]
+    check_variables(ChatOptions(enable_thinking=False), source)
+    check_variables(ChatOptions(template_kwargs={"date_string": "today"}), ODD["dated"])
+    check_variables(ChatOptions(), None)
+    with pytest.raises(UsageError, match="no variable 'enable_thinking'"):
+        check_variables(ChatOptions(enable_thinking=False), CHATML)
+    with pytest.raises(UsageError, match="date_string"):
+        check_variables(ChatOptions(template_kwargs={"date": "today"}), ODD["dated"])
+    encoder = ChatEncoder(fitted(ODD["dated"]), template_kwargs={"date_string": "26 Jul 2024"})
+    assert "Today Date: 26 Jul 2024" in encoder.prompt_text([USER])
