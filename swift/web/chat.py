@@ -67,12 +67,12 @@ class Spec:
 class Server:
     """One served model: a child of ours, or an address."""
 
-    def __init__(self, argv: Sequence[str] | None, folder: Path, address: str = ""):
+    def __init__(self, argv: Sequence[str] | None, folder: Path, address: str = "", key: str | None = None):
         self.used = time.monotonic()
         self._address, self._name, self._engine = address, "", None
         self._lock = threading.Lock()
         self._child: Child | None = None
-        self._folder, self._key = folder, None
+        self._folder, self._key = folder, key
         if argv is not None:
             self._key = secrets.token_urlsafe(24)
             folder.mkdir(mode=0o700, parents=True)
@@ -179,7 +179,8 @@ class Chat:
         self._number += 1
         folder = self._directory / f"{FOLDER}{os.getpid()}-{supervise.birth(os.getpid()) or 0}-{self._number}"
         if self._fixed is None and ADDRESS.match(spec.model):
-            return Server(None, folder, spec.model.rstrip("/").removesuffix("/v1"))
+            key = forms.from_words("deploy", forms.split(spec.options, "options")).get("engine_api_key")
+            return Server(None, folder, spec.model.rstrip("/").removesuffix("/v1"), key)
         return Server(self._fixed if self._fixed is not None else spec.argv(), folder)
 
     def state(self, spec: Spec) -> tuple[str, str]:

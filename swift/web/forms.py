@@ -262,7 +262,8 @@ def from_yaml(command: str, content: str) -> dict[str, str]:
         file = Path(folder) / "form.yaml"
         file.write_text(content, encoding="utf-8")
         try:
-            read_config_file(file)
+            if read_config_file(file)[1]:
+                raise UsageError("the page sets no environment", where="ENV", fix="export it before swift web-ui")
             config = parse(config_class(command), ["--config", str(file)]).config
         except UsageError as error:
             raise UsageError(

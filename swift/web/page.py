@@ -84,7 +84,7 @@ def banner(lang: str) -> Any:
     import gradio as gr
 
     return gr.HTML(
-        f"<header class='sw-head'><h1>swift</h1><span>{text('web.tagline', lang)}</span>{switch(lang)}</header>",
+        f"<header class='sw-top'><h1>swift</h1><span>{text('web.tagline', lang)}</span>{switch(lang)}</header>",
         apply_default_css=False,
     )
 

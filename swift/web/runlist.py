@@ -73,13 +73,16 @@ class RunList:
 
     def __init__(self, roots: Sequence[Path], jobs: Jobs):
         self.roots, self.jobs = tuple(roots), jobs
+        self._run_dirs: dict[str, Path] = {}  # by job, once known: it doesn't change
 
     def list(self) -> list[Run]:
         """The newest first."""
         by_path: dict[Path, list[Job]] = {}
         alone: list[Job] = []
         for job in self.jobs.list():
-            path = _run_dir_of(job)
+            path = self._run_dirs.get(job.id) or _run_dir_of(job)
+            if path is not None:
+                self._run_dirs[job.id] = path
             if path is None:
                 alone.append(job)
             else:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import re
+import time
 from pathlib import Path
 from typing import Any
 
 from swift import runs
+from swift.advise.machines import nvidia_gpus
 from swift.errors import UsageError
 from swift.hub import human_bytes
 from swift.web import forms
@@ -19,6 +22,7 @@ TRAINING = ("sft", "pt", "rlhf")
 TABS = {"export": "export", "merge-lora": "export", "deploy": "deploy", "eval": "eval"}
 REPORT_BYTES = 4 << 20
 MOST_FILES = 300
+GPU_SECONDS = 5.0
 WRITTEN = re.compile(r"^(?:merged|quantized) model: (.+)$", re.MULTILINE)
 REPORT = re.compile(r"^report in (.+)$", re.MULTILINE)
 SERVED_AT = re.compile(r"serving .* at (https?://\S+)/v1")
@@ -156,7 +160,14 @@ def _figures(run: Run, last: dict[str, float], state: str) -> list[tuple[str, st
     held = memory_of(run.job) if run.job else 0
     if held:
         found.append(("memory_now", human_bytes(held)))
+        found += [("gpu_now", words) for words in _gpus(int(time.monotonic() / GPU_SECONDS))]
     return found
+
+
+@functools.lru_cache(maxsize=1)
+def _gpus(moment: int) -> list[str]:
+    """Memory in use of each GPU, asked once every GPU_SECONDS."""
+    return [f"{human_bytes(total - free)} / {human_bytes(total)}" for _, total, free in nvidia_gpus()]
 
 
 def _clock(seconds: float) -> str:

@@ -72,7 +72,7 @@ def browser_page(width: int = 1280, height: int = 900) -> Iterator[object]:
     with sync_playwright() as play:
         browser = play.chromium.launch(executable_path=program, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": width, "height": height})
-        page.set_default_timeout(60_000)
+        page.set_default_timeout(120_000)
         page.on("pageerror", lambda error: wrong.append(str(error)))
         page.on("request", lambda r: wrong.append(r.url) if _elsewhere(r.url) else None)
         page.on("dialog", lambda dialog: (wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
@@ -97,7 +97,7 @@ def processes_in(folder: Path) -> list[str]:
     return found
 
 
-def wait_for(condition, seconds: float = 60.0):
+def wait_for(condition, seconds: float = 120.0):
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end

@@ -138,8 +138,9 @@ def test_the_whole_way_of_a_model(tmp_path):
         wait_for(lambda: state(page) == "running" and page.locator("#list-runs .sw-point").count() > 0)
         page.click("[data-action=stop]")
         wait_for(lambda: state(page) == "stopped")
-        for box in page.locator("#list-runs .sw-tick input").all():
-            box.check()
+        for number in range(2):
+            page.locator("#list-runs .sw-tick input").nth(number).check()
+        assert page.locator("#list-runs .sw-tick input:checked").count() == 2
         page.wait_for_function("document.querySelectorAll('#list-runs .sw-figure:first-child path.line').length >= 2")
         shot(page, "compared")
         page.click("[data-action=resume]")
@@ -164,6 +165,7 @@ def test_the_whole_way_of_a_model(tmp_path):
         shot(page, "chat")
         go(page, "runs")
         page.locator("#list-runs .sw-point").first.locator("text=Merge").click()
+        page.wait_for_selector("#export-merge_lora")
         page.wait_for_function("document.querySelector('#export-merge_lora').value === 'true'")
         page.click("#start-export")
         page.wait_for_selector("#list-export-list .sw-head .sw-state.finished", timeout=120_000)

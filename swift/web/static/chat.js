@@ -294,6 +294,7 @@
       return el("div.sw-reply", {}, named ? el("div.sw-hint", {}, reply.model) : null,
         thinking ? el("details.sw-think", {}, el("summary", {}, t(open ? "thinking" : "thoughts")), el("div.sw-text", {}, thinking)) : null,
         el("div.sw-markdown", {}, UI.markdown(text)), wait,
+        !reply.working && !reply.text.trim() && !reply.error ? el("span.sw-hint", {}, t("empty_answer")) : null,
         reply.error ? el("div.sw-error", { role: "alert" }, reply.error) : null,
         facts ? el("div.sw-row.sw-facts", {}, facts, button(t("copy"), () => UI.copy(text), { kind: "small" })) : null);
     }

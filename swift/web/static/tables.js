@@ -71,9 +71,9 @@
     }
 
     draw(columns, rows, cells, use) {
-      return el("table.sw-table", {},
+      return el("table.sw-table.catalog", {},
         el("thead", {}, el("tr", {}, columns.map((c) => el("th", {}, t(`column_${c}`))), el("th"))),
-        el("tbody", {}, rows.map((row) => el("tr", {}, cells(row).map((c, i) => el(i ? "td" : "td.mono", {}, c)), el("td.sw-use", {}, use(row))))));
+        el("tbody", {}, rows.map((row) => el("tr", {}, cells(row).map((c, i) => el(i ? "td" : "td.mono", { "data-label": i && c !== "" ? t(`column_${columns[i]}`) : null }, c)), el("td.sw-use", {}, use(row))))));
     }
 
     // Into a form beside what stands there already.
