@@ -1,4 +1,5 @@
-"""Write docs/{en,zh}/commands.md, the tables of all commands and options, from the option sections and the strings.
+"""Write docs/{en,zh}/commands.md, the tables of all commands and options, from the option sections and the strings,
+and the table of architectures in docs/{en,zh}/models.md from the status file of `make matrix`.
 
 `python scripts/make_docs.py` writes them; tests/house/test_docs.py fails when they are stale.
 """
@@ -7,6 +8,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from swift.catalog import status
 from swift.config.aliases import REWRITES
 from swift.config.options import Spec
 from swift.config.planned import TOPICS
@@ -48,6 +50,35 @@ def commands_page(lang: str) -> str:
     return "\n".join(lines) + "\n"
 
 
+BEGIN, END = "<!-- architectures: begin -->", "<!-- architectures: end -->"
+ARCHITECTURES = {
+    "en": ("{good} of {all} architectures went through every step, with transformers {version}:",
+           "These don't:", "model type", "class", "step", "reason", "Not tried, since they are no language models:"),
+    "zh": ("transformers {version} 的 {all} 个架构中，{good} 个通过全部步骤：",
+           "以下没有通过：", "模型类型", "类", "步骤", "原因", "以下不是语言模型，没有试："),
+}  # fmt: skip
+
+
+def models_page(lang: str, text: str) -> str:
+    """The page with its table of architectures written anew."""
+    head, failing, *columns, others = ARCHITECTURES[lang]
+    known = sorted(status.statuses(), key=lambda one: one.model_type)
+    good = [one for one in known if one.verified]
+    lines = [head.format(good=len(good), all=len(known), version=status.tested_with()), ""]
+    lines.append(", ".join(f"`{one.model_type}`" for one in good))
+    rows = [(one, step, why) for one in known for step, why in one.failed.items()]
+    if rows:
+        lines += ["", failing, "", f"| {' | '.join(columns)} |", "|---|---|---|---|"]
+        lines += [
+            f"| `{one.model_type}` | {one.architecture} | {step} | {why.replace('|', chr(92) + '|')} |"
+            for one, step, why in rows
+        ]
+    lines += ["", others, ""]
+    lines += [f"- `{name}`: {why}" for name, why in status.BY_DESIGN.items()]
+    before, _, rest = text.partition(BEGIN)
+    return f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n{END}" + rest.partition(END)[2]
+
+
 def _row(spec: Spec, meaning: str) -> str:
     default = spec.default
     if isinstance(default, tuple):
@@ -63,6 +94,8 @@ def main() -> None:
         page = DOCS / lang / "commands.md"
         page.parent.mkdir(parents=True, exist_ok=True)
         page.write_text(commands_page(lang), encoding="utf-8")
+        page = DOCS / lang / "models.md"
+        page.write_text(models_page(lang, page.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

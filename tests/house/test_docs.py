@@ -19,6 +19,12 @@ def test_the_commands_page_is_fresh(lang):
     assert page.read_text(encoding="utf-8") == make_docs.commands_page(lang), "run: python scripts/make_docs.py"
 
 
+@pytest.mark.parametrize("lang", LANGUAGES)
+def test_the_table_of_architectures_is_fresh(lang):
+    text = (ROOT / "docs" / lang / "models.md").read_text(encoding="utf-8")
+    assert text == make_docs.models_page(lang, text), "run: python scripts/make_docs.py"
+
+
 def test_both_languages_have_the_same_pages():
     pages = [{p.name for p in (ROOT / "docs" / lang).glob("*.md")} for lang in LANGUAGES]
     assert pages[0] == pages[1]

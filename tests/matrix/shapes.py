@@ -109,6 +109,7 @@ PER_LAYER = (
 )
 
 _HYBRID = ["linear_attention", "full_attention"]
+# ...: the default is left to the class
 EXCEPTIONS: dict[str, dict[str, Any]] = {
     "bamba": {"attn_layer_indices": [1]},
     "dbrx": {"attn_config": {"kv_n_heads": 2, "rope_theta": 1e4, "clip_qkv": 8}},
@@ -156,7 +157,19 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
         "attention_head_dim": 32,
         "num_mem_blocks": 1,
     },
-    "dots3_note_text": {"per_layer_config": None, "swa_head_dim": 24},
+    "dots3_note_text": {
+        "per_layer_config": ...,
+        "rope_parameters": None,
+        "head_dim": 24,
+        "qk_nope_head_dim": 16,
+        "swa_num_attention_heads": 4,
+        "swa_num_key_value_heads": 4,
+        "swa_q_lora_rank": 16,
+        "swa_kv_lora_rank": 16,
+        "swa_head_dim": 24,
+        "swa_qk_nope_head_dim": 16,
+        "swa_v_head_dim": 16,
+    },
     "blt": {"encoder_hash_byte_group_vocab": 128},
 }
 
@@ -215,8 +228,7 @@ def _shrink(kind: type, model_type: str, tokens: dict[str, int], vocabulary: int
         _agree(kind, default, values)
         _layers(kind, default, values)
     values |= {name: value for name, value in special.items() if name != "__first__"}
-    values = {name: value(values) if callable(value) else value for name, value in values.items()}
-    return kind(**values)
+    return kind(**{name: value for name, value in values.items() if value is not ...})
 
 
 def _is_size(value: Any) -> bool:

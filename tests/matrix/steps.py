@@ -18,7 +18,7 @@ from tests.matrix.checkpoint import build
 
 PAIRS = (("What is one plus one?", "One plus one is two."), ("你是谁？", "我是一个人工智能助手。"))
 STEPS = 6
-FALLS_TO = 0.97  # the last loss is at most this share of the first
+FALLS_TO = 0.985  # the last loss is at most this share of the first
 PROMPT_LENGTHS = (5, 41, 12)
 ANSWER = 8
 COMMON = (
