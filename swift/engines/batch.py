@@ -14,6 +14,7 @@ import torch
 from transformers import DynamicCache, GenerationMixin
 
 from swift.engines import cache as rows_cache
+from swift.engines.lora import Loras, groups
 from swift.engines.sampling import scored
 from swift.engines.sequence import GenerationState
 from swift.engines.whole import moved
@@ -32,8 +33,8 @@ class CausalModel:
     padding on the left: it isn't stepped here.
     """
 
-    def __init__(self, model: Any):
-        self.model = model
+    def __init__(self, model: Any, loras: Loras | None = None):
+        self.model, self.loras = model, loras or Loras(model)
         self.device = model.get_input_embeddings().weight.device
         accepted = inspect.signature(model.forward).parameters
         self._takes_positions = "position_ids" in accepted
@@ -131,7 +132,7 @@ class Batch:
         if positions is not None and positions.ndim == 3:
             self.offsets = positions[..., -1] - _places(self.mask)[:, -1]
         every = bool(scored_rows)
-        logits = self.model.logits(ids, self.mask, self.cache, start == 0, every, positions, seen)
+        logits = self._logits(ids, self.mask, self.cache, start == 0, every, positions, seen)
         for state in scored_rows:
             self._score(state, logits[self.states.index(state)], start)
         return logits[:, -1] if stop == self._ids.shape[1] else None
@@ -152,7 +153,13 @@ class Batch:
         positions = None
         if self.offsets is not None:
             positions = _places(self.mask)[:, -1:] + self.offsets[..., None]
-        return self.model.logits(ids, self.mask, self.cache, first=False, positions=positions)[:, -1]
+        return self._logits(ids, self.mask, self.cache, first=False, positions=positions)[:, -1]
+
+    def _logits(self, ids: torch.Tensor, *given: Any, **named: Any) -> torch.Tensor:
+        """With each row's adapter."""
+        each = [state.adapter for state in self.states for _ in range(ids.shape[1])]
+        with self.model.loras.using(groups(each, self.model.device)):
+            return self.model.logits(ids, *given, **named)
 
     def keep(self, rows: Sequence[int]) -> None:
         """Drop all other rows, and the columns that only they used. The order of the rows may change."""

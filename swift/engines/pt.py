@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 from swift.engines.batch import CausalModel
 from swift.engines.grammar import GrammarCompiler, grammars_of
 from swift.engines.limits import Lengths
+from swift.engines.lora import Adapter, Loras
 from swift.engines.prepack import prepack
 from swift.engines.protocol import (
     Capabilities,
@@ -85,14 +86,16 @@ class PtEngine:
         self._grammars = GrammarCompiler(tokenizer, self._vocabulary, self._end_ids)
         self._tokenizer_lock = threading.Lock()
         notes = [note] if (note := prepack(model, (available_memory() or 0) // 2)) else []
-        causal, ragged = CausalModel(model), RaggedModel(model)
+        self._loras = Loras(model)
+        self._adapters: dict[str, Adapter] = {}
+        causal, ragged = CausalModel(model, self._loras), RaggedModel(model, self._loras)
         if ragged.usable:
             notes.append("requests side by side without padding")
         else:
             notes.append(f"requests in padded batches ({ragged.why_not})")
         for note in notes:
             log.info("pt engine: %s", note)
-        self.capabilities = replace(self.capabilities, notes=tuple(notes))
+        self.capabilities = replace(self.capabilities, notes=tuple(notes), loads_adapters=True)
         rows = Rows(ragged, kv_capacity(model, context)) if ragged.usable else None
         self._scheduler = Scheduler(causal, max_batch_size, self._tokenizer_lock, PREFILL_CHUNK, rows)
 
@@ -126,6 +129,7 @@ class PtEngine:
             stops=sampling.stop,
             num_beams=sampling.num_beams,
             prompt_logprobs=sampling.prompt_logprobs,
+            adapter=None if request.adapter is None else self._adapters.get(request.adapter),
             inputs=inputs,
         )
 
@@ -177,10 +181,22 @@ class PtEngine:
         return self._scheduler.call(work)
 
     def load_adapter(self, name: str, path: Path) -> None:
-        raise RequestError("this engine loads no adapters while it runs", param="adapter")
+        if name in self._adapters:
+            raise RequestError(f"an adapter named {name!r} is loaded already", fix="unload it first", param="adapter")
+        loaded = self.in_model_thread(lambda model: self._loras.load(name, path)).result()
+        self._keep({**self._adapters, name: loaded})
 
     def unload_adapter(self, name: str) -> None:
-        raise RequestError(f"no adapter named {name!r} is loaded", param="adapter")
+        """Requests that use it go on with it."""
+        if name not in self._adapters:
+            raise RequestError(f"no adapter named {name!r} is loaded", param="adapter")
+        gone = self._adapters[name]
+        self._keep({other: adapter for other, adapter in self._adapters.items() if other != name})
+        self.in_model_thread(lambda model: self._scheduler.forget(gone)).result()
+
+    def _keep(self, adapters: dict[str, Adapter]) -> None:
+        self._adapters = adapters
+        self.capabilities = replace(self.capabilities, adapters=tuple(adapters))
 
     def stats(self) -> EngineStats:
         return self._scheduler.stats()

@@ -20,6 +20,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from swift.engines import ragged_attention
+from swift.engines.lora import Adapter, Loras, groups
 from swift.engines.ragged_attention import NAME, Layers, Piece, Pool, RaggedCache, Steps, Strip
 from swift.engines.sampling import scored
 from swift.engines.scoring import common_length
@@ -52,8 +53,8 @@ def kv_capacity(model: Any, context: int | None) -> int:
 class RaggedModel:
     """`usable` says whether the model gives the same answers this way."""
 
-    def __init__(self, model: Any):
-        self.model = model
+    def __init__(self, model: Any, loras: Loras | None = None):
+        self.model, self._loras = model, loras or Loras(model)
         self.device = model.get_input_embeddings().weight.device
         self._config = model.config.get_text_config()
         self.windows: list[int | None] = []
@@ -64,7 +65,7 @@ class RaggedModel:
         accepted = inspect.signature(self.model.forward).parameters
         if not {"position_ids", "past_key_values", "logits_to_keep"} <= accepted.keys():
             return "its forward pass takes no positions, no cache or computes all logits"
-        if self._config._attn_implementation != "sdpa":
+        if self._config._attn_implementation not in ("sdpa", "eager"):
             return f"its attention is {self._config._attn_implementation}"
         kinds = set(getattr(self._config, "layer_types", None) or ())
         layers = DynamicCache(config=self.model.config).layers
@@ -103,23 +104,34 @@ class RaggedModel:
             0, -1
         ]
 
-    def logits(self, ids: list[int], positions: list[int], wanted: list[int], cache: RaggedCache) -> torch.Tensor:
-        """Of the tokens at the places `wanted`: [places, vocabulary]."""
+    def logits(
+        self,
+        ids: list[int],
+        positions: list[int],
+        wanted: list[int],
+        cache: RaggedCache,
+        adapters: Sequence[Adapter | None] = (),
+    ) -> torch.Tensor:
+        """Of the tokens at the places `wanted`: [places, vocabulary]. `adapters`: one for each token, or none."""
         own = self._config._attn_implementation_internal
         self._config._attn_implementation_internal = NAME
         ragged_attention.now.cache = cache
         try:
-            return self.model(
-                input_ids=torch.tensor([ids], dtype=torch.long, device=self.device),
-                position_ids=torch.tensor([positions], dtype=torch.long, device=self.device),
-                past_key_values=cache,
-                use_cache=True,
-                logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=self.device),
-                return_dict=True,
-            ).logits[0]
+            with self._loras.using(groups(adapters, self.device)):
+                return self._forward(ids, positions, wanted, cache)
         finally:
             self._config._attn_implementation_internal = own
             del ragged_attention.now.cache
+
+    def _forward(self, ids: list[int], positions: list[int], wanted: list[int], cache: RaggedCache) -> torch.Tensor:
+        return self.model(
+            input_ids=torch.tensor([ids], dtype=torch.long, device=self.device),
+            position_ids=torch.tensor([positions], dtype=torch.long, device=self.device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=torch.tensor(wanted, dtype=torch.long, device=self.device),
+            return_dict=True,
+        ).logits[0]
 
 
 def _logprobs(logits: torch.Tensor) -> torch.Tensor:
@@ -130,7 +142,7 @@ def _logprobs(logits: torch.Tensor) -> torch.Tensor:
 class _Probe:
     """A request of the check."""
 
-    prompt_logprobs = None
+    prompt_logprobs = adapter = None
 
     def __init__(self, ids: list[int]):
         self.ids, self.prompt_length, self.cached = list(ids), len(ids), 0
@@ -188,7 +200,7 @@ class Rows:
         wanted = {id(state) for state in gone}
         for row in self._filling:
             if keep and id(row.state) in wanted and row.strip and row.strip.done:
-                self._kept.put(row.state.ids[: row.strip.done], row.strip)
+                self._kept.put(row.state, row.strip)
         self._filling = [row for row in self._filling if id(row.state) not in wanted]
         for columns, members in self._members.items():
             for at in reversed(range(len(members))):
@@ -199,7 +211,7 @@ class Rows:
                         for layer, (keys, values) in self._pools[columns].row(at).items():
                             strip.write(layer, 0, keys[:, : row.done], values[:, : row.done])
                         strip.done = row.done
-                        self._kept.put(row.state.ids[: row.done], strip)
+                        self._kept.put(row.state, strip)
                     self._pools[columns].remove(at)
                     members[at] = members[-1]
                     members.pop()
@@ -207,6 +219,10 @@ class Rows:
 
     def clear(self) -> None:
         self._pools, self._members, self._filling, self._kept = {}, {}, [], Beginnings()
+
+    def forget(self, adapter: Adapter) -> None:
+        """Drop what was kept for the prompts of an adapter that has gone."""
+        self._kept.forget(adapter)
 
     def make_room(self) -> list[GenerationState]:
         """Rows that have to leave and begin again later because those before them grow: the newest first."""
@@ -222,7 +238,7 @@ class Rows:
         their logits [rows, vocabulary].
         """
         self._settle()
-        ids, positions, wanted, ready = [], [], [], []
+        ids, positions, wanted, ready, adapters = [], [], [], [], []
         steps, pieces = [], []
         for columns, members in self._members.items():
             if members:
@@ -232,6 +248,7 @@ class Rows:
                 ids += [row.state.ids[-1] for row in members]
                 positions += places
                 ready += members
+                adapters += [row.state.adapter for row in members]
         wanted += range(len(ids))
         scoring: list[tuple[Row, Piece]] = []
         for row, count in self._shares(chunk):
@@ -240,6 +257,7 @@ class Rows:
             pieces.append(piece)
             ids += row.state.ids[row.done : row.done + count]
             positions += range(row.done, row.done + count)
+            adapters += [row.state.adapter] * count
             if row.state.prompt_logprobs is not None:
                 scoring.append((row, piece))
                 wanted += range(piece.begin, piece.begin + count)
@@ -247,7 +265,8 @@ class Rows:
                 wanted.append(len(ids) - 1)
             if row.done + count == len(row.state.ids):
                 ready.append(row)
-        logits = self._model.logits(ids, positions, wanted, RaggedCache(steps, pieces, self._model.windows))
+        cache = RaggedCache(steps, pieces, self._model.windows)
+        logits = self._model.logits(ids, positions, wanted, cache, adapters if any(adapters) else ())
         found = {place: at for at, place in enumerate(wanted)}
         for row, piece in scoring:
             _score(row.state, logits[found[piece.begin] :][: piece.count], piece.start)
@@ -270,7 +289,7 @@ class Rows:
         for row in arrived:
             assert row.strip is not None
             self._enter(row, row.strip.layers)
-            self._kept.put(row.state.ids[: row.done], row.strip)
+            self._kept.put(row.state, row.strip)
             row.strip = None
         for columns, members in list(self._members.items()):
             for at in reversed(range(len(members))):
@@ -318,9 +337,9 @@ class Rows:
         row.strip = Strip(len(ids))
         if row.state.prompt_logprobs is not None:
             return True
-        strip, shared = self._kept.find(ids)
+        strip, shared = self._kept.find(row.state)
         for other in self._filling:
-            if other is not row and other.strip is not None:
+            if other is not row and other.strip is not None and other.state.adapter is row.state.adapter:
                 common = min(common_length(ids, other.state.ids), most)
                 if common >= shared + LEAST_SHARED:
                     if other.strip.done < common:
@@ -336,25 +355,27 @@ class Rows:
 
 
 class Beginnings:
-    """Keys and values of computed tokens, for prompts that begin alike. The least recently used go first."""
+    """Keys and values of computed tokens, for prompts of the same adapter that begin alike. The least recently used go
+    first.
+    """
 
     def __init__(self) -> None:
-        self._strips: OrderedDict[tuple[int, ...], Strip] = OrderedDict()
+        self._strips: OrderedDict[tuple[Any, ...], Strip] = OrderedDict()  # by adapter and ids, one after the other
 
-    def put(self, ids: Sequence[int], strip: Strip) -> None:
-        if len(ids) < LEAST_SHARED:
+    def put(self, state: GenerationState, strip: Strip) -> None:
+        if strip.done < LEAST_SHARED:
             return
-        key = tuple(ids)
+        key = (state.adapter, *state.ids[: strip.done])
         for other in [k for k in self._strips if len(k) <= len(key) and k == key[: len(k)]]:
             del self._strips[other]
         self._strips[key] = strip
 
-    def find(self, ids: Sequence[int]) -> tuple[Strip | None, int]:
-        """The strip that has the longest common beginning with these, and its length."""
-        wanted = tuple(ids)
+    def find(self, state: GenerationState) -> tuple[Strip | None, int]:
+        """The strip that has the longest common beginning with this request, and its length."""
+        wanted = (state.adapter, *state.ids)
         best, length = None, 0
         for key in self._strips:
-            common = common_length(key, wanted)
+            common = common_length(key, wanted) - 1
             if common > length:
                 best, length = key, common
         if best is None:
@@ -362,11 +383,15 @@ class Beginnings:
         self._strips.move_to_end(best)
         return self._strips[best], length
 
+    def forget(self, adapter: Adapter) -> None:
+        for key in [key for key in self._strips if key[0] is adapter]:
+            del self._strips[key]
+
     def shrink(self, tokens: int) -> None:
-        held = sum(map(len, self._strips))
+        held = sum(strip.done for strip in self._strips.values())
         while held > max(tokens, 0):
-            key, _ = self._strips.popitem(last=False)
-            held -= len(key)
+            _, strip = self._strips.popitem(last=False)
+            held -= strip.done
 
 
 def pool_size(columns: int) -> int:

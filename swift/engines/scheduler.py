@@ -20,6 +20,7 @@ from typing import Any, TypeVar
 import torch
 
 from swift.engines.batch import Batch, CausalModel
+from swift.engines.lora import Adapter
 from swift.engines.protocol import EngineError, EngineStats, RequestError
 from swift.engines.ragged import Rows
 from swift.engines.sampling import choose
@@ -103,6 +104,10 @@ class Scheduler:
             self._stats = replace(self._stats, **{name: getattr(self._stats, name) + n for name, n in more.items()})
 
     # The rest runs in the engine's thread.
+
+    def forget(self, adapter: Adapter) -> None:
+        if self._ragged:
+            self._ragged.forget(adapter)
 
     @torch.inference_mode()
     def _loop(self) -> None:
@@ -305,7 +310,9 @@ class Scheduler:
     def _whole(self, state: GenerationState) -> None:
         try:
             with self._lock:
-                generate_whole(self._model.model, state)
+                chosen = [(state.adapter, None)] if state.adapter else []
+                with self._model.loras.using(chosen):
+                    generate_whole(self._model.model, state)
         except Exception as error:
             self._fail(state, error)
             return

@@ -18,7 +18,8 @@ from swift.engines.stream import GenerationStream
 class GenerationState:
     """`ids` are the prompt and what has been generated. At most `limit` tokens are generated; `end_ids` end the answer.
 
-    `inputs` are the tensors that the model takes beside the prompt's ids. `hidden_ids` leave no text. `cancelled` is
+    `inputs` are the tensors that the model takes beside the prompt's ids, `adapter` is what changes the model for it.
+    `hidden_ids` leave no text. `cancelled` is
     a wish of the reader's; `alone` says that no other row may be beside it.
     """
 
@@ -36,9 +37,10 @@ class GenerationState:
         num_beams: int = 1,
         prompt_logprobs: int | None = None,
         inputs: Mapping[str, Any] | None = None,
+        adapter: Any = None,
     ):
         self.ids = list(prompt_ids)
-        self.inputs = inputs
+        self.inputs, self.adapter = inputs, adapter
         self.prompt_length = len(self.ids)
         self.sampler, self.stream = sampler, stream
         self.limit, self.end_ids, self.num_beams = limit, end_ids, num_beams

@@ -19,7 +19,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from swift import __version__
-from swift.serve import anthropic, chat, completions, extras, responses
+from swift.serve import adapters, anthropic, chat, completions, extras, responses
 from swift.serve.errors import ApiError, as_api_error, internal
 from swift.serve.health import Watch
 from swift.serve.http import CLOSED, ClientGone, json_response
@@ -42,6 +42,8 @@ ROUTES: tuple[tuple[str, str, Handler, tuple[Param, ...] | None, str], ...] = (
     ("POST", "/v1/embeddings", extras.embeddings, extras.EMBEDDINGS, "Not supported: this server generates text."),
     ("POST", "/tokenize", extras.tokenize, extras.TOKENIZE, "Text or a conversation to token ids."),
     ("POST", "/detokenize", extras.detokenize, extras.DETOKENIZE, "Token ids to text."),
+    ("POST", "/v1/load_lora_adapter", adapters.load, adapters.LOAD, "Load a LoRA adapter from the server's disk."),
+    ("POST", "/v1/unload_lora_adapter", adapters.unload, adapters.UNLOAD, "Take a LoRA adapter away again."),
     ("GET", "/v1/models", extras.models, None, "The models served here."),
     ("GET", "/v1/models/{name:path}", extras.model, None, "One of them."),
     ("GET", "/metrics", extras.metrics, None, "Counts in Prometheus' text format."),

@@ -1,5 +1,7 @@
 """Rows computed side by side without padding: which models, shared beginnings, little memory, failures."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -50,6 +52,7 @@ def test_other_models_are_not_and_say_why(family):
 @pytest.mark.parametrize("family", MORE)
 def test_more_families_answer_as_generate_does(family, tokenizer):
     model = endless(family, **MORE[family])
+    assert RaggedModel(model).why_not is None
     wanted = [reference(model, p, n) for p, n in zip(prompts_of(), ANSWER_LENGTHS, strict=True)]
     engine = PtEngine(model, tokenizer, max_batch_size=6)
     try:
@@ -156,12 +159,20 @@ def test_prompt_logprobs_are_computed_even_where_the_prompt_is_known(llama, toke
 
 
 def test_kept_beginnings_make_way_oldest_first():
+    def asking(i, length=20):
+        return SimpleNamespace(ids=[i] * length, adapter=None)
+
+    def strip(length):
+        made = Strip(length)
+        made.done = length
+        return made
+
     kept = Beginnings()
     for i in range(4):
-        kept.put([i] * 20, Strip(20))
-    assert kept.find([0] * 30)[1] == 20  # now the last used
-    kept.put([0] * 25, Strip(25))  # stands for the shorter one too
+        kept.put(asking(i), strip(20))
+    assert kept.find(asking(0, 30))[1] == 20  # now the last used
+    kept.put(asking(0, 25), strip(25))  # stands for the shorter one too
     kept.shrink(50)
-    assert [kept.find([i] * 30)[1] for i in range(4)] == [25, 0, 0, 20]
+    assert [kept.find(asking(i, 30))[1] for i in range(4)] == [25, 0, 0, 20]
     kept.shrink(0)
-    assert kept.find([0] * 30) == (None, 0)
+    assert kept.find(asking(0, 30)) == (None, 0)
