@@ -18,13 +18,13 @@ from swift.serve.forcing import wanted_call, wanted_format
 from swift.serve.http import event, json_response, read_body, stream_response, while_connected
 from swift.serve.media import content_of
 from swift.serve.messages import function_tool
-from swift.serve.params import CHOICE, Param, harmless, read, sampling, stop_texts, unsupported
+from swift.serve.params import CHOICE, TURNS, Param, harmless, read, sampling, stop_texts, unsupported
 from swift.serve.replies import Content, Piece, Reasoning
 from swift.serve.service import Service
 
 CONVERSATION = (
     Param("model", "string"),
-    Param("messages", "array", required=True),
+    Param("messages", "array", required=True, shape=TURNS),
     Param("system", "string|array"),
     Param("tools", "array"),
     Param("tool_choice", "object"),
@@ -135,6 +135,8 @@ def _conversation(body: Mapping[str, Any], kinds: frozenset[str]) -> list[dict[s
         given = read(message, MESSAGE, f"{where}.")
         content = given["content"]
         blocks = [{"type": "text", "text": content}] if isinstance(content, str) else content
+        if not blocks:
+            raise invalid(f"{where} is empty", f"{where}.content", "invalid_value")
         for k, block in enumerate(blocks):
             if not isinstance(block, dict) or not isinstance(block.get("type"), str):
                 raise invalid("a content block must be an object with a type", f"{where}.content[{k}]", "invalid_type")

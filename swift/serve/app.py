@@ -99,6 +99,9 @@ def _add(
     extra: dict[str, Any] = {}
     if params is not None:
         extra["requestBody"] = {"required": True, "content": {"application/json": {"schema": schema(params)}}}
+    if "{" in path:
+        held = path.partition("{")[2].partition(":")[0].rstrip("}")
+        extra["parameters"] = [{"name": held, "in": "path", "required": True, "schema": {"type": "string"}}]
     name = f"{method} {path}"
     app.add_api_route(
         path,

@@ -17,7 +17,7 @@ from swift.serve.errors import ApiError, invalid
 from swift.serve.forcing import wanted_call, wanted_format
 from swift.serve.http import dumps, event, json_response, read_body, stream_response, while_connected
 from swift.serve.messages import conversation, tools
-from swift.serve.params import SAMPLING, Param, harmless, read, sampling, stop_texts, unsupported
+from swift.serve.params import MESSAGES, SAMPLING, Param, harmless, read, sampling, stop_texts, unsupported
 from swift.serve.replies import Content, Piece, Reasoning
 from swift.serve.service import Service
 
@@ -26,7 +26,7 @@ LOWEST_LOGPROB = -9999.0  # JSON has no infinity
 
 CHAT = (
     Param("model", "string"),
-    Param("messages", "array", required=True),
+    Param("messages", "array", required=True, shape=MESSAGES),
     Param("max_tokens", "integer", low=1),
     Param("max_completion_tokens", "integer", low=1),
     Param("stream", "boolean"),

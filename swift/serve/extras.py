@@ -12,7 +12,7 @@ from swift.serve.errors import invalid
 from swift.serve.http import json_response, read_body
 from swift.serve.messages import conversation, tools
 from swift.serve.metrics import CONTENT_TYPE
-from swift.serve.params import Param, harmless, read
+from swift.serve.params import MESSAGES, TOKENS, Param, harmless, read
 from swift.serve.service import Service
 
 EMBEDDINGS = (
@@ -23,11 +23,11 @@ EMBEDDINGS = (
 TOKENIZE = (
     Param("model", "string"),
     Param("prompt", "string"),
-    Param("messages", "array"),
+    Param("messages", "array", shape=MESSAGES),
     Param("tools", "array"),
     Param("chat_template_kwargs", "object"),
 )
-DETOKENIZE = (Param("model", "string"), Param("tokens", "array", required=True))
+DETOKENIZE = (Param("model", "string"), Param("tokens", "array", required=True, shape=TOKENS))
 
 
 async def embeddings(service: Service, request: Request) -> Response:

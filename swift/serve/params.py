@@ -11,7 +11,7 @@ import difflib
 import json
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from swift.engines.protocol import Sampling
@@ -31,7 +31,8 @@ JSON_TYPES: dict[str, tuple[type, ...]] = {
 class Param:
     """`types` as in JSON schema, separated by |. `low`, `high` are inclusive, `above` is exclusive.
 
-    `only`: the values at which an unsupported field means nothing. `harmless`: accepted without effect.
+    `only`: the values at which an unsupported field means nothing. `harmless`: accepted without effect. `shape`: what
+    else the OpenAPI page says of it; the endpoint itself checks that.
     """
 
     name: str
@@ -43,6 +44,7 @@ class Param:
     required: bool = False
     only: tuple[Any, ...] | None = None
     harmless: bool = False
+    shape: Mapping[str, Any] = field(default_factory=dict, hash=False)
 
     def check(self, value: Any, where: str = "") -> None:
         name = f"{where}{self.name}"
@@ -84,7 +86,7 @@ class Param:
         for key, bound in (("minimum", self.low), ("exclusiveMinimum", self.above), ("maximum", self.high)):
             if bound is not None:
                 schema[key] = bound
-        return schema
+        return {**schema, **self.shape}
 
 
 def _is(value: Any, kind: str) -> bool:
@@ -161,6 +163,31 @@ def read_json(raw: bytes) -> Any:
 def _no_constant(name: str) -> Any:
     raise ValueError(f"{name} is not JSON")
 
+
+# What is more than a type, as the OpenAPI page shows it.
+def _message(roles: list[str], content: Any, **more: Any) -> dict[str, Any]:
+    properties = {"role": {"enum": roles}, "content": content, **more}
+    return {"type": "object", "required": ["role", "content", *more], "properties": properties}
+
+
+TEXT = {"type": "string"}
+CALLS = {"type": "array", "minItems": 1, "items": {"type": "object"}}
+MESSAGES: dict[str, Any] = {
+    "minItems": 1,
+    "items": {
+        "anyOf": [
+            _message(["system", "developer", "user", "assistant"], {**TEXT, "minLength": 1}),
+            _message(["system", "developer", "user", "assistant"], {"type": "array", "items": {"type": "object"}}),
+            _message(["assistant"], {"type": ["string", "null"]}, tool_calls=CALLS),
+            _message(["tool"], TEXT, tool_call_id=TEXT),
+        ]
+    },
+}
+TURNS: dict[str, Any] = {
+    "minItems": 1,
+    "items": _message(["user", "assistant"], {"type": ["string", "array"], "items": {"type": "object"}}),
+}
+TOKENS: dict[str, Any] = {"items": {"type": "integer", "minimum": 0}}
 
 # What a request may say about the choice of tokens, beside max_tokens and stop, whose names differ between endpoints.
 CHOICE = (

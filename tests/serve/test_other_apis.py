@@ -171,6 +171,8 @@ def test_messages_errors_and_counting(claude):
         claude.messages.create(model="huge", max_tokens=1, messages=[{"role": "user", "content": "x"}])
     with pytest.raises(anthropic.BadRequestError, match="tool_choice"):
         say(claude, "x", tools=[CLAUDE_TOOL], tool_choice={"type": "any"})
+    with pytest.raises(anthropic.BadRequestError, match=r"messages\[0\] is empty"):
+        say(claude, [])
     with pytest.raises(anthropic.BadRequestError, match="asked to fail"):
         say(claude, "FAIL")
     counted = claude.messages.count_tokens(model="tiny", messages=[{"role": "user", "content": "hello"}])
@@ -214,3 +216,8 @@ def test_the_openapi_page_lists_the_routes_and_their_fields(url):
     assert body["required"] == ["messages"]
     assert body["properties"]["temperature"] == {"type": ["number", "null"], "minimum": 0}
     assert {"/v1/messages", "/v1/responses", "/health", "/metrics"} <= page["paths"].keys()
+    forms = body["properties"]["messages"]["items"]["anyOf"]
+    assert {"user", "tool"} <= {role for form in forms for role in form["properties"]["role"]["enum"]}
+    for path, operations in page["paths"].items():
+        for operation in operations.values():
+            assert ("{" in path) == bool(operation.get("parameters")), path
