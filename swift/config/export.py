@@ -14,6 +14,10 @@ class ExportOptions:
     merge_lora: bool = option(False)
     to_cached_dataset: bool = option(False)
     max_shard_size: str = option("5GB")
+    push_to_hub: bool = option(False)
+    hub_model_id: str | None = option()
+    hub_private_repo: bool = option(False)
+    commit_message: str | None = option()
     merge_dtype: str | None = option(choices=("float32", "bfloat16", "float16"))
     gguf_type: str | None = option(
         choices=(

@@ -30,7 +30,7 @@ TOPICS: dict[str, str] = {
     "tracking": "swanlab_token swanlab_project swanlab_workspace swanlab_exp_name swanlab_mode "
     "swanlab_notification_method swanlab_webhook_url swanlab_secret swanlab_sender_email swanlab_receiver_email "
     "swanlab_smtp_server swanlab_smtp_port swanlab_email_language",
-    "hub_push": "push_to_hub hub_model_id hub_private_repo hub_strategy hub_always_push commit_message",
+    "hub_push": "hub_strategy hub_always_push",
     "engines": "vllm_reasoning_parser sglang_enable_ep_moe structured_outputs_regex presence_penalty frequency_penalty",
     "quantize": "quant_batch_size to_mcore to_hf mcore_model "
     "mcore_adapter thread_count test_convert_precision test_convert_dtype save_missing_weights to_peft_format",

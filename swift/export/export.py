@@ -46,6 +46,14 @@ ABSORBED: dict[str, Any] = {
 def main(config: ExportConfig) -> int:
     """Run `swift export`; 0, or an error."""
     speak(stream="stderr")
+    if not config.export.push_to_hub:
+        return _export(config)
+    from swift.export.push import run
+
+    return run(config, _export)
+
+
+def _export(config: ExportConfig) -> int:
     if config.export.to_cached_dataset:
         from swift.export.cached import export_rows
 

@@ -49,8 +49,11 @@ def _address(kind: str, hub_id: str, what: str, **query: Any) -> str:
 
 
 def _answer(url: str, http: Http) -> Any:
+    return answer_of(get(url, http), url)
+
+
+def answer_of(body: bytes, url: str) -> Any:
     """`Data` of a JSON answer. The server also reports errors in the body of an answer with status 200."""
-    body = get(url, http)
     try:
         answer = json.loads(body)
     except ValueError as error:

@@ -106,6 +106,16 @@ def get(url: str, http_: Http) -> bytes:
     return _attempts(http_, url, once)
 
 
+def send(url: str, request: Callable[[], urllib.request.Request], http_: Http) -> bytes:
+    """The whole body of the answer to `request()`, which is made anew for every attempt; StatusError or Unreachable."""
+
+    def once() -> bytes:
+        with _OPENER.open(request(), timeout=http_.timeout) as response:
+            return response.read()
+
+    return _attempts(http_, url, once)
+
+
 def fetch(
     url: str,
     target: Path,

@@ -1,10 +1,11 @@
-"""A small HTTP server on the loopback that speaks as much of the two hubs' interfaces as downloads need.
+"""A small HTTP server on the loopback that speaks as much of the two hubs' interfaces as downloads and uploads need.
 
 Its faults are those of real networks: a cut connection, a wrong size, a wrong content, error statuses.
 """
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import json
 import threading
@@ -31,6 +32,9 @@ class Hub:
     ignore_range: bool = False
     stall: float = 0.0  # seconds before the first answer
     redirect_to: str | None = None  # files come from this other address
+    private: set[str] = field(default_factory=set)
+    blobs: dict[str, bytes] = field(default_factory=dict)  # uploaded, by sha256
+    commits: list[tuple[str, str]] = field(default_factory=list)  # (id, message)
     requests: list[tuple[str, str, dict[str, str]]] = field(default_factory=list)
     url: str = ""
 
@@ -65,6 +69,102 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         self._answer(body=True)
 
+    def do_POST(self):
+        self._upload()
+
+    def do_PUT(self):
+        self._upload()
+
+    def _upload(self) -> None:
+        """Writing needs the token `good`. Blobs are checked against their sha256."""
+        hub = self.hub
+        sent = self._body()
+        hub.requests.append((self.command, self.path, {k.lower(): v for k, v in self.headers.items()}))
+        if hub.busy > 0:
+            hub.busy -= 1
+            return self._json(503, {"Message": "busy"})
+        path = urllib.parse.unquote(self.path).strip("/")
+        if path.startswith("blob/"):
+            oid = path.removeprefix("blob/")
+            if hashlib.sha256(sent).hexdigest() != oid:
+                return self._json(400, {"Code": 400, "Message": "wrong content"})
+            hub.blobs[oid] = sent
+            return self._json(200, {"Code": 200, "Success": True})
+        if self.headers.get("Authorization") != "Bearer good":
+            return self._json(401, {"error": "denied", "Code": 401, "Message": "denied"})
+        if path.startswith("api/v1/"):
+            return self._modelscope_upload(path.removeprefix("api/v1/"), json.loads(sent))
+        return self._huggingface_upload(path, sent)
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding") != "chunked":
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def _batch(self, value: dict) -> list[dict]:
+        """What is still to be sent; a blob that is here has no upload action."""
+        found = []
+        for entry in value["objects"]:
+            missing = entry["oid"] not in self.hub.blobs
+            actions = {"actions": {"upload": {"href": f"{self.hub.url}/blob/{entry['oid']}"}}} if missing else {}
+            found.append({**entry, **actions})
+        return found
+
+    def _modelscope_upload(self, path: str, value: dict) -> None:
+        hub = self.hub
+        if path == "models":
+            hub_id = f"{value['Path']}/{value['Name']}"
+            hub.repos[("models", hub_id)] = {}
+            if value["Visibility"] == 1:
+                hub.private.add(hub_id)
+            return self._json(200, {"Code": 200, "Success": True, "Data": {}})
+        _, kind, owner, name, *what = path.split("/")
+        files = hub.repos[(kind, f"{owner}/{name}")]
+        if what == ["info", "lfs", "objects", "batch"]:
+            objects = [entry for entry in self._batch(value) if "actions" in entry]
+            return self._json(200, {"Code": 200, "Success": True, "Data": {"objects": objects}})
+        for action in value["actions"]:
+            inline = base64.b64decode(action["content"])
+            content = inline if action["type"] == "normal" else hub.blobs[action["sha256"]]
+            assert len(content) == action["size"]
+            files[action["path"]] = content
+        hub.commits.append((f"{owner}/{name}", value["commit_message"]))
+        return self._json(200, {"Code": 200, "Success": True, "Data": {}})
+
+    def _huggingface_upload(self, path: str, sent: bytes) -> None:
+        hub = self.hub
+        if path == "api/repos/create":
+            value = json.loads(sent)
+            hub_id = f"{value.get('organization') or 'me'}/{value['name']}"
+            if ("models", hub_id) in hub.repos:
+                return self._json(409, {"error": "exists", "url": f"{hub.url}/{hub_id}"})
+            hub.repos[("models", hub_id)] = {}
+            if value.get("private") or value.get("visibility") == "private":
+                hub.private.add(hub_id)
+            return self._json(200, {"url": f"{hub.url}/{hub_id}", "id": hub_id, "name": hub_id})
+        if path.endswith("/info/lfs/objects/batch"):
+            return self._json(200, {"transfer": "basic", "objects": self._batch(json.loads(sent))})
+        _, _, owner, name, what, *_ = path.split("/")
+        if what == "preupload":
+            big = [(f["path"], f["size"] > 20000) for f in json.loads(sent)["files"]]
+            files = [{"path": p, "uploadMode": "lfs" if lfs else "regular", "shouldIgnore": False} for p, lfs in big]
+            return self._json(200, {"files": files})
+        files = hub.repos[("models", f"{owner}/{name}")]
+        for line in map(json.loads, sent.splitlines()):
+            value = line["value"]
+            if line["key"] == "header":
+                hub.commits.append((f"{owner}/{name}", value["summary"]))
+            elif line["key"] == "lfsFile":
+                files[value["path"]] = hub.blobs[value["oid"]]
+            else:
+                files[value["path"]] = base64.b64decode(value["content"])
+        return self._json(200, {"commitUrl": f"{hub.url}/{owner}/{name}/commit/{COMMIT}", "commitOid": COMMIT})
+
     def _answer(self, body: bool) -> None:
         url = urllib.parse.urlsplit(self.path)
         query = dict(urllib.parse.parse_qsl(url.query))
@@ -88,6 +188,8 @@ class _Handler(BaseHTTPRequestHandler):
             return self._json(404, {"Code": 10010205001, "Message": "not found", "Success": False})
         if hub_id in self.hub.gated and self.headers.get("Authorization") != "Bearer good":
             return self._json(403, {"Code": 403, "Message": "denied", "Success": False})
+        if what == "":
+            return self._json(200, {"Code": 200, "Success": True, "Data": {"Name": hub_id}})
         if what in ("repo/files", "repo/tree"):
             entries = [
                 {"Path": p, "Type": "blob", "Size": len(c), "Sha256": hashlib.sha256(c).hexdigest()}
@@ -139,7 +241,7 @@ class _Handler(BaseHTTPRequestHandler):
         for name, text in (extra or {}).items():
             self.send_header(name, text)
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             self.wfile.write(data)
 
     def _file(self, content: bytes, body: bool, extra: dict[str, str] | None = None) -> None:
