@@ -146,6 +146,97 @@ def qwen2_audio():
     return kind, config, tf.Qwen2AudioProcessor(tf.WhisperFeatureExtractor(feature_size=80), t)
 
 
+# Families whose processor holds a video part, or whose image part is torchvision's: `VIDEO` are checked by slow tests
+# where torchvision is.
+
+MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+QWEN = dict(depth=2, num_heads=2, patch_size=14)
+
+
+def _qwen_tokenizer():
+    marks = ["<|image_pad|>", "<|video_pad|>", "<|vision_start|>", "<|vision_end|>"]
+    t = tokenizer("<|image_pad|>")
+    t.add_tokens(marks, special_tokens=True)
+    t.chat_template = t.chat_template.replace("<|image_pad|>", "<|vision_start|><|image_pad|><|vision_end|>").replace(
+        "{% else %}{{ p.text }}",
+        "{% elif p.type == 'video' %}<|vision_start|><|video_pad|><|vision_end|>{% else %}{{ p.text }}",
+    )
+    names = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+    return t, dict(zip(names, t.convert_tokens_to_ids(marks), strict=True))
+
+
+def _qwen(name: str, vision: dict, patch: int = 14, **text):
+    import transformers as tf
+
+    t, ids = _qwen_tokenizer()
+    t.image_token, t.video_token = "<|image_pad|>", "<|video_pad|>"
+    text = dict(TEXT, num_key_value_heads=2, vocab_size=len(t), rope_parameters=MROPE, **text)
+    config = getattr(tf, f"{name}Config")(text_config=text, vision_config=vision, **ids)
+    images = tf.Qwen2VLImageProcessor(patch_size=patch, min_pixels=28 * 28, max_pixels=56 * 84)
+    older = name in ("Qwen2VL", "Qwen2_5_VL")
+    videos = (tf.Qwen2VLVideoProcessor if older else tf.Qwen3VLVideoProcessor)(patch_size=patch)
+    processor = getattr(tf, f"{name}Processor")(image_processor=images, tokenizer=t, video_processor=videos)
+    return getattr(tf, f"{name}ForConditionalGeneration"), config, processor
+
+
+def qwen2_vl():
+    return _qwen("Qwen2VL", dict(QWEN, embed_dim=32, hidden_size=32, mlp_ratio=2), hidden_size=32)
+
+
+def qwen2_5_vl():
+    vision = dict(QWEN, hidden_size=32, out_hidden_size=32, intermediate_size=64, window_size=56)
+    return _qwen("Qwen2_5_VL", dict(vision, fullatt_block_indexes=[1]))
+
+
+def qwen3_vl():
+    vision = dict(depth=2, num_heads=2, patch_size=16, hidden_size=32, out_hidden_size=32, intermediate_size=64)
+    vision |= dict(num_position_embeddings=64, deepstack_visual_indexes=[0, 1])
+    rope = dict(MROPE, mrope_interleaved=True)
+    kind, config, processor = _qwen("Qwen3VL", vision, patch=16, head_dim=16)
+    config.text_config.rope_parameters = rope
+    return kind, config, processor
+
+
+def llava_next():
+    import transformers as tf
+
+    t = tokenizer()
+    grid = [[28, 56], [56, 28]]
+    config = tf.LlavaNextConfig(
+        text_config=dict(TEXT, model_type="llama"),
+        vision_config=dict(TOWER, model_type="clip_vision_model", projection_dim=16),
+        image_token_index=t.convert_tokens_to_ids("<image>"),
+        image_grid_pinpoints=grid,
+    )
+    size = dict(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    images = tf.LlavaNextImageProcessor(image_grid_pinpoints=grid, **size)
+    settings = dict(patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1)
+    return tf.LlavaNextForConditionalGeneration, config, tf.LlavaNextProcessor(images, t, **settings)
+
+
+def pixtral():
+    import transformers as tf
+
+    t = tokenizer("[IMG]", image_break_token="[IMG_BREAK]", image_end_token="[IMG_END]")
+    vision = dict(hidden_size=16, intermediate_size=32, num_hidden_layers=2, num_attention_heads=2, head_dim=8)
+    config = tf.LlavaConfig(
+        text_config=dict(TEXT, model_type="llama"),
+        vision_config=dict(vision, image_size=56, patch_size=14, model_type="pixtral"),
+        image_token_index=t.convert_tokens_to_ids("[IMG]"),
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )
+    images = tf.PixtralImageProcessor(size={"longest_edge": 56}, patch_size=14)
+    return tf.LlavaForConditionalGeneration, config, tf.PixtralProcessor(images, t, patch_size=14)
+
+
+VIDEO = {
+    "qwen2_vl": qwen2_vl,
+    "qwen2_5_vl": qwen2_5_vl,
+    "qwen3_vl": qwen3_vl,
+    "llava_next": llava_next,
+    "pixtral": pixtral,
+}
 FAMILIES = {"llava": llava, "gemma3": gemma3, "idefics3": idefics3, "mllama": mllama}
 
 
@@ -153,7 +244,7 @@ def checkpoint(path: Path, family: str = "llava") -> Path:
     """Save a tiny model and its processor as a plain transformers directory; what it sees shows in its logits."""
     import torch
 
-    kind, config, processor = (FAMILIES | {"qwen2_audio": qwen2_audio})[family]()
+    kind, config, processor = (FAMILIES | VIDEO | {"qwen2_audio": qwen2_audio})[family]()
     torch.manual_seed(0)
     model = kind(config).eval()
     with torch.no_grad():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from swift.catalog import grounding
@@ -22,4 +23,4 @@ def find_processing(directory: Path, options: MediaOptions, trust_remote_code: b
     model_type = read_json_object(directory / "config.json").get("model_type")
     forms = Grounding.of(grounding(), model_type, options.norm_bbox)
     settings = MediaSettings(options.max_pixels, options.video_fps, options.video_max_frames)
-    return Processing(lambda: load_processor(directory, trust_remote_code=trust_remote_code), settings, forms)
+    return Processing(partial(load_processor, directory, trust_remote_code=trust_remote_code), settings, forms)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from swift.chat import ChatEncoder
+from swift.chat.medium import read_image
 from swift.engines.protocol import GenerationRequest, PromptTooLong, Sampling, generate, generate_all
 from swift.engines.pt import PtEngine
 from swift.errors import DataError
@@ -13,10 +14,15 @@ from tests import tiny_vlm
 GREEDY = Sampling(max_new_tokens=12, temperature=0.0)
 
 
-@pytest.fixture(scope="module", params=tiny_vlm.FAMILIES)
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in tiny_vlm.VIDEO]
+
+
+@pytest.fixture(scope="module", params=[*tiny_vlm.FAMILIES, *SLOW])
 def family(request, tmp_path_factory):
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
+    if request.param in tiny_vlm.VIDEO:
+        pytest.importorskip("torchvision")
     path = tiny_vlm.checkpoint(tmp_path_factory.mktemp(request.param), request.param)
     model = AutoModelForImageTextToText.from_pretrained(path).eval()
     return AutoProcessor.from_pretrained(path), model
@@ -34,11 +40,16 @@ def talks(tmp_path):
 
 
 def wanted(processor, model, talk):
+    talk = [{**m, "content": [seen(part) for part in m["content"]]} for m in talk]
     inputs = processor.apply_chat_template(
         [talk], tokenize=True, return_dict=True, return_tensors="pt", add_generation_prompt=True
     )
     ids = model.generate(**inputs, do_sample=False, max_new_tokens=12, pad_token_id=0)
     return ids[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def seen(part):
+    return {"type": "image", "image": read_image(part["image"])} if part["type"] == "image" else part
 
 
 def test_greedy_answers_are_those_of_generate(family, talks):
