@@ -1,4 +1,5 @@
-"""Which parts of the fast path are on, as far as options tell; the model has its say when it is loaded.
+"""Which parts of the fast path are on and what is computed twice, as far as options tell; the model has its say when it
+is loaded, and the estimate of memory when the rows are known.
 
 Promises: pure functions from a config to a config; a value the user gave is kept, or refused when it can't work.
 """
@@ -8,37 +9,66 @@ from __future__ import annotations
 from swift.config.commands import SftConfig
 from swift.errors import UsageError
 
+WHY = {
+    "padding_free": "no work on padding; attention keeps rows apart",
+    "lean_head": "the logits of a batch never exist whole",
+    "fused_layers": "less work and less kept for the backward pass",
+}
+
 
 def decide_speed(config: SftConfig) -> SftConfig:
-    """`padding_free` and `lean_head`, with reasons."""
-    against = _against_joining(config)
-    if against is not None:
-        if config.training.padding_free:
-            raise UsageError(f"--padding_free can't work: {against}", fix="leave out one of the two")
-        config = config.decide(against, padding_free=False)
-    elif config.training.padding_free is None:
-        config = config.decide("no work on padding; attention keeps rows apart", padding_free=True)
-    if config.training.lean_head is None:
-        joined = bool(config.training.padding_free)
-        why = "the logits of a batch never exist whole" if joined else "it works on batches without padding"
-        return config.decide(why, lean_head=joined)
-    if config.training.lean_head and not config.training.padding_free:
-        raise UsageError("--lean_head works on batches without padding", fix="leave out --padding_free false")
-    return config
+    """The parts of the fast path, each with its reason, and the first word on recomputing."""
+    joining = _against_joining(config)
+    config = _part(config, "padding_free", joining)
+    joined = None if config.training.padding_free else "it works on batches without padding"
+    config = _part(config, "lean_head", joining or joined)
+    config = _part(config, "fused_layers", _against_fusing(config))
+    return _recompute(config)
+
+
+def _part(config: SftConfig, name: str, against: str | None) -> SftConfig:
+    if against is None:
+        return config if config.value(name) is not None else config.decide(WHY[name], **{name: True})
+    if config.given(name) and config.value(name):
+        raise UsageError(f"can't work here: {against}", where=f"--{name}", fix="leave it out")
+    return config if config.value(name) is False else config.decide(against, **{name: False})
 
 
 def _against_joining(config: SftConfig) -> str | None:
+    training = config.training
+    if training.neftune_noise_alpha:
+        return "the noise of --neftune_noise_alpha depends on the width of a batch"
+    if config.model.attn_impl in ("eager", "flex_attention"):
+        return f"--attn_impl {config.model.attn_impl} keeps rows apart by a mask"
+    return _against_fusing(config)
+
+
+def _against_fusing(config: SftConfig) -> str | None:
     training = config.training
     if config.head.task_type != "causal_lm":
         return f"--task_type {config.head.task_type} has a head of its own"
     if training.fsdp:
         return "with --fsdp the weights are spread over processes"
     if training.use_liger_kernel:
-        return "Liger's kernels have a loss of their own"
-    if training.neftune_noise_alpha:
-        return "the noise of --neftune_noise_alpha depends on the width of a batch"
+        return "Liger's kernels are in these places"
     if training.torch_compile:
-        return "--torch_compile wants batches of one shape"
-    if config.model.attn_impl in ("eager", "flex_attention"):
-        return f"--attn_impl {config.model.attn_impl} keeps rows apart by a mask"
+        return "--torch_compile compiles the plain model"
     return None
+
+
+def _recompute(config: SftConfig) -> SftConfig:
+    """--recompute and --gradient_checkpointing say the same: whole layers, or not."""
+    training = config.training
+    level, checkpointing = training.recompute, training.gradient_checkpointing
+    if config.given("recompute") and config.given("gradient_checkpointing") and (level == "full") != checkpointing:
+        raise UsageError(
+            f"--recompute {level} and --gradient_checkpointing {str(checkpointing).lower()} contradict each other",
+            fix="leave out one of the two",
+        )
+    if level == "light" and not training.fused_layers:
+        raise UsageError("needs the fused layers", where="--recompute light", fix="--recompute full or none")
+    if level is not None:
+        return config.decide(f"--recompute is {level}", gradient_checkpointing=level == "full")
+    if checkpointing is not None:
+        return config.decide("as --gradient_checkpointing says", recompute="full" if checkpointing else "none")
+    return config.decide("the least memory", recompute="full", gradient_checkpointing=True)

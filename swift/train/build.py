@@ -130,9 +130,10 @@ def build_trainer(
 
 def _fast_path(config: SftConfig, model: torch.nn.Module) -> FastPath | None:
     training = config.training
-    if not training.padding_free:
+    parts = {name: bool(config.value(name)) for name in ("padding_free", "lean_head", "fused_layers")}
+    if not any(parts.values()):
         return None
-    path = FastPath(model, padding_free=True, lean_head=bool(training.lean_head))
+    path = FastPath(model, **parts, light=training.recompute == "light")
     path.engage()
     return path
 

@@ -119,6 +119,8 @@ def _with(setup: Setup, portions: Portions) -> Any:
 
 def _released(trainer: SftTrainer) -> torch.nn.Module:
     """The model without what the trainer put around it."""
+    if trainer.fast_path is not None:
+        trainer.fast_path.release()
     model = trainer.accelerator.unwrap_model(trainer.model, keep_fp32_wrapper=False)
     if trainer.args.neftune_noise_alpha is not None:
         trainer._deactivate_neftune(model)

@@ -158,7 +158,7 @@ class SftTrainer(Trainer):
         """The batch's share of the step's mean: sum of its tokens' losses over the label tokens of the whole step."""
         rows = inputs.pop("row_ids")
         self.in_hand = (rows, tuple(inputs["input_ids"].shape))
-        loss, parts = self._forward(model, inputs, num_items_in_batch, self.label_smoothing)
+        loss, parts = self.forward_pass(model, inputs, num_items_in_batch, self.label_smoothing)
         if self.args.average_tokens_across_devices:
             # DDP takes the mean of the processes' gradients; each holds its part of one sum.
             loss = loss * self.accelerator.num_processes
@@ -168,9 +168,11 @@ class SftTrainer(Trainer):
 
     @property
     def is_fast(self) -> bool:
-        return self.fast_path is not None and self.fast_path.on
+        return self.fast_path is not None and self.fast_path.joins
 
-    def _forward(self, model, inputs, tokens: torch.Tensor, smoothing: float) -> tuple[torch.Tensor, LossParts | None]:
+    def forward_pass(
+        self, model, inputs, tokens: torch.Tensor, smoothing: float
+    ) -> tuple[torch.Tensor, LossParts | None]:
         if self.is_fast:
             return self.fast_path.loss(model, inputs, tokens, smoothing, self.router_coefficient)
         return self.plain_forward(model, inputs, tokens, smoothing)
@@ -336,7 +338,7 @@ class SftTrainer(Trainer):
             batch = self._prepare_inputs(batch)
             row_ids = batch.pop("row_ids")
             one = torch.ones((), dtype=torch.int64, device=self.args.device)
-            loss, parts = self._forward(self.model, batch, one, 0.0)
+            loss, parts = self.forward_pass(self.model, batch, one, 0.0)
             self.control = self.callback_handler.on_prediction_step(self.args, self.state, self.control)
             tally.add_batch(loss, parts or _counted(batch["labels"]), counted_tokens(batch["attention_mask"], row_ids))
             if self.eval_sums_to_host_every and number % self.eval_sums_to_host_every == 0:

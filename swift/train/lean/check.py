@@ -6,7 +6,6 @@ filled with noise for the while, since nothing shows through a zero. What differ
 
 from __future__ import annotations
 
-import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -34,14 +33,14 @@ Loss = Callable[[], torch.Tensor]
 
 
 class CheckFirst(TrainerCallback):
-    """Checks the trainer's fast path before the first step."""
+    """Checks the trainer's fast path before the first step, and takes it out of the model after the last."""
 
     def __init__(self, trainer: SftTrainer):
         self.trainer = trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer, path = self.trainer, self.trainer.fast_path
-        if not trainer.is_fast:
+        if path is None or not path.parts():
             return
         if trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled:
             path.refuse("the weights are spread over processes")
@@ -55,9 +54,21 @@ class CheckFirst(TrainerCallback):
 
             return loss
 
-        fast = functools.partial(path.loss, router=trainer.router_coefficient)
         mixed = trainer.args.bf16 or trainer.args.fp16
-        verify(path, trainer.train_dataset, trainer.data_collator, by(trainer.plain_forward), by(fast), mixed)
+        verify(
+            path,
+            trainer.train_dataset,
+            trainer.data_collator,
+            by(trainer.plain_forward),
+            by(trainer.forward_pass),
+            mixed,
+        )
+        if path.fused_layers:
+            log.info(path.fused.summary())
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if self.trainer.fast_path is not None:
+            self.trainer.fast_path.release()
 
 
 def verify(
@@ -78,7 +89,7 @@ def verify(
     with random_state.untouched(), _at_rest(model), _noise_in_zeros(model):
         with path.aside():
             expected = _gradients(model, lambda: plain(batch))
-        while path.on:
+        while path.parts():
             why = _difference(model, expected, lambda: fast(batch), exact)
             if why is None:
                 return

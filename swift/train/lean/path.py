@@ -16,6 +16,7 @@ from torch import nn
 
 from swift.train.lean import model as shapes
 from swift.train.lean import segments
+from swift.train.lean.fuse import Fused
 from swift.train.lean.head import Head
 from swift.train.lean.segments import Flat
 from swift.train.losses import IGNORED, LossParts
@@ -24,23 +25,39 @@ log = logging.getLogger("swift")
 
 
 class FastPath:
-    """`padding_free`: rows stand one behind the other. `lean_head`: the head works on label positions, in chunks.
+    """`padding_free`: rows stand one behind the other. `lean_head`: the head works on label positions, in chunks; it
+    needs the first. `fused_layers`: norms, gated MLPs and LoRA projections are fused, `light` without keeping gate and
+    up.
 
-    The second needs the first. Parts that the model doesn't fit are left out at once, with a line that says why.
+    Parts that the model doesn't fit are left out at once, with a line that says why.
     """
 
-    def __init__(self, model: nn.Module, *, padding_free: bool, lean_head: bool):
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        padding_free: bool = True,
+        lean_head: bool = True,
+        fused_layers: bool = False,
+        light: bool = False,
+    ):
         self.model, self.base = model, shapes.base_of(model)
         self.before: str | None = None  # the attention before ours
+        self.engaged = False
         self.padding_free, self.lean_head = padding_free, lean_head and padding_free
+        self.fused_layers = fused_layers
+        self.fused = Fused(self.base, light)
         self._head: Head | None = None
         self._fit()
 
     def _fit(self) -> None:
-        why = shapes.refusal(self.base) if self.padding_free else None
-        why = why or (shapes.joining_refusal(self.base) if self.padding_free else None)
+        why = shapes.refusal(self.base)
         if why is not None:
             self.refuse(why)
+        why = shapes.joining_refusal(self.base) if self.padding_free else None
+        if why is not None:
+            log.info("batches are padded and logits whole: %s", why)
+            self.padding_free = self.lean_head = False
         if self.lean_head:
             head = shapes.head_of(self.base)
             routed = getattr(self.base.config, "output_router_logits", False)
@@ -53,20 +70,25 @@ class FastPath:
                 self._head = head
 
     @property
-    def on(self) -> bool:
-        return self.padding_free
+    def joins(self) -> bool:
+        """Whether batches go through `loss`."""
+        return self.padding_free and self.engaged
 
     def parts(self) -> list[str]:
-        return [name for name in ("lean_head", "padding_free") if getattr(self, name)]
+        """What is on; a part stands before those that it needs."""
+        return [name for name in ("fused_layers", "lean_head", "padding_free") if getattr(self, name)]
 
     def engage(self) -> None:
         """Put the parts into the model."""
+        self.engaged = True
         if self.padding_free and self.base.config._attn_implementation not in (segments.NAME, *segments.FLASH):
             segments.register()
             self.before = self.base.config._attn_implementation
             self.base.set_attn_implementation(segments.NAME)
         if self.lean_head:
             shapes.install(self.base, self._head)
+        if self.fused_layers:
+            self.fused.engage()
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -79,16 +101,18 @@ class FastPath:
 
     def release(self) -> None:
         """Take them out again; the model is as transformers and peft made it."""
+        self.engaged = False
         shapes.uninstall(self.base)
+        self.fused.release()
         if self.before is not None:
             self.base.set_attn_implementation(self.before)
             self.before = None
 
     def refuse(self, why: str) -> None:
         """No part is used in this run."""
-        log.info("batches are padded and logits whole: %s", why)
+        log.info("the plain path trains this model: %s", why)
         self.release()
-        self.padding_free = self.lean_head = False
+        self.padding_free = self.lean_head = self.fused_layers = False
 
     def without(self, part: str) -> None:
         """Leave a part out from now on; without joined rows there is no other part either."""

@@ -1,0 +1,190 @@
+"""Finds the layers whose structure the fused operations know, and puts them into these instances.
+
+Promises: classes aren't touched and parameters keep their names; `Fused.release` makes every instance what it was.
+What a layer has that isn't known here (DoRA, quantized weights, trained biases, several adapters) leaves it as it is,
+and `Fused.summary` counts it.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import torch
+from torch import nn
+
+from swift.train.lean.blocks import Gated, RmsNorm, activation_backward, norm_kind
+from swift.train.lean.lora import GatedMlp, Project, Projections
+
+QUERY_KEY_VALUE = ("q_proj", "k_proj", "v_proj")
+GATED = ("gate_proj", "up_proj", "down_proj")
+
+
+class Fused:
+    """The fused layers of one model. `light`: gate and up aren't kept but computed again in the backward pass."""
+
+    def __init__(self, model: nn.Module, light: bool = False):
+        self.model, self.light = model, light
+        self.counts: Counter[str] = Counter()
+        self.left: Counter[str] = Counter()
+        self._patched: list[nn.Module] = []
+        self._groups: list[Projections] = []
+
+    def engage(self) -> None:
+        self.counts.clear()
+        self.left.clear()
+        done: set[int] = set()
+        for module in list(self.model.modules()):
+            children = dict(module.named_children())
+            if {*GATED, "act_fn"} <= children.keys() and len(children) == 4:
+                self._mlp(module, children, done)
+            if all(name in children for name in QUERY_KEY_VALUE):
+                self._group(module, [children[name] for name in QUERY_KEY_VALUE], done)
+        for module in list(self.model.modules()):
+            if is_lora(module) and id(module) not in done:
+                why = refusal(module)
+                if why is None:
+                    self._group(None, [module], done)
+                else:
+                    self.left[why] += 1
+            kind = norm_kind(module)
+            if kind is not None:
+                self._patch(module, _norm_forward(module, kind))
+                self.counts["norms"] += 1
+
+    def release(self) -> None:
+        for module in self._patched:
+            del module.forward
+        for group in self._groups:
+            group.dismantle()
+        self._patched.clear()
+        self._groups.clear()
+
+    def summary(self) -> str:
+        made = ", ".join(f"{count} {name}" for name, count in self.counts.items()) or "none"
+        left = "; ".join(f"{count} left as they are: {why}" for why, count in self.left.items())
+        return f"fused layers: {made}" + (f" ({left})" if left else "")
+
+    def _patch(self, module: nn.Module, forward: Any) -> None:
+        module.forward = forward
+        self._patched.append(module)
+
+    def _mlp(self, module: nn.Module, children: dict[str, nn.Module], done: set[int]) -> None:
+        layers = [children[name] for name in GATED]
+        act = children["act_fn"]
+        if activation_backward(act) is None:
+            self.left[f"the activation {type(act).__name__}"] += 1
+            return
+        if not all(is_lora(layer) for layer in layers):
+            if not any(is_lora(layer) for layer in layers) and not self._lora_model():
+                self._patch(module, _gated_forward(module))
+                self.counts["gated products"] += 1
+            return
+        why = next(filter(None, map(refusal, layers)), None)
+        if why is not None:
+            return  # counted when the layers are looked at one by one
+        first, last = self._joined(layers[:2]), self._joined(layers[2:])
+        self._patch(module, _mlp_forward(module, first, last, not self.light))
+        self.counts["MLPs"] += 1
+        done.update(map(id, layers))
+
+    def _lora_model(self) -> bool:
+        return any(is_lora(module) for module in self.model.modules())
+
+    def _group(self, parent: nn.Module | None, layers: list[nn.Module], done: set[int]) -> None:
+        layers = [layer for layer in layers if is_lora(layer) and refusal(layer) is None]
+        if parent is None and not layers:
+            return
+        if parent is not None and (len(layers) < 2 or len({layer.base_layer.in_features for layer in layers}) > 1):
+            return
+        shared = _Shared(self._joined(layers))
+        for place, layer in enumerate(layers):
+            self._patch(layer, _shared_forward(shared, layer, place))
+            done.add(id(layer))
+        self.counts["groups of projections" if len(layers) > 1 else "projections"] += 1
+
+    def _joined(self, layers: list[nn.Module]) -> Projections:
+        group = Projections(layers, layers[0].active_adapters[0])
+        self._groups.append(group)
+        return group
+
+
+def is_lora(module: nn.Module) -> bool:
+    from peft.tuners.lora import LoraLayer
+
+    return isinstance(module, LoraLayer)
+
+
+def refusal(layer: nn.Module) -> str | None:
+    """Why a LoRA layer stays peft's own; None when the fused operations know it."""
+    from peft.tuners.lora import Linear
+
+    base = layer.base_layer if isinstance(layer, Linear) else None
+    if base is None or type(base) is not nn.Linear:
+        return f"{type(getattr(layer, 'base_layer', layer)).__name__} under LoRA"
+    if len(layer.active_adapters) != 1 or len(layer.lora_A) != 1 or layer.merged:
+        return "several adapters"
+    adapter = layer.active_adapters[0]
+    if getattr(layer, "lora_variant", {}).get(adapter) is not None or layer.use_dora.get(adapter):
+        return "DoRA"
+    if layer.lora_bias.get(adapter) or base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
+        return "weights or biases of the base that train"
+    if layer.fan_in_fan_out or base.weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+        return f"weights in {base.weight.dtype}"
+    if not all(p.requires_grad for p in (layer.lora_A[adapter].weight, layer.lora_B[adapter].weight)):
+        return "frozen adapters"
+    return None
+
+
+class _Shared:
+    """Projections of one input, computed at the first call and handed out at the others."""
+
+    def __init__(self, group: Projections):
+        self.group = group
+        self.x: torch.Tensor | None = None
+        self.outputs: dict[int, torch.Tensor] = {}
+
+    def take(self, x: torch.Tensor, place: int) -> torch.Tensor:
+        if self.x is not x or place not in self.outputs:
+            self.x = x
+            self.outputs = dict(enumerate(Project.apply(x, self.group, *self.group.parameters())))
+        out = self.outputs.pop(place)
+        if not self.outputs:
+            self.x = None
+        return out
+
+
+def _shared_forward(shared: _Shared, layer: nn.Module, place: int) -> Any:
+    plain = layer.forward
+
+    def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if args or kwargs or not shared.group.ready():
+            return plain(x, *args, **kwargs)
+        return shared.take(x, place)
+
+    return forward
+
+
+def _mlp_forward(module: nn.Module, first: Projections, last: Projections, keep: bool) -> Any:
+    plain = module.forward
+
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        if not (first.ready() and last.ready()):
+            return plain(x)
+        return GatedMlp.apply(x, first, last, keep, module.act_fn, *first.parameters(), *last.parameters())
+
+    return forward
+
+
+def _gated_forward(module: nn.Module) -> Any:
+    def forward(x: torch.Tensor) -> torch.Tensor:
+        return module.down_proj(Gated.apply(module.gate_proj(x), module.up_proj(x), module.act_fn))
+
+    return forward
+
+
+def _norm_forward(module: nn.Module, kind: tuple[float, float, bool]) -> Any:
+    def forward(hidden_states: torch.Tensor) -> torch.Tensor:
+        return RmsNorm.apply(hidden_states, module.weight, *kind)
+
+    return forward

@@ -1,0 +1,198 @@
+"""Fused layers against peft's and transformers' own: gradients, dropout, what they leave alone, and the way back."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from swift.train.lean import lora
+from swift.train.lean.blocks import RmsNorm, norm_kind
+from swift.train.lean.fuse import Fused
+from tests import tiny
+from tests.train import support
+
+
+def tuned(family: str = "llama", dtype: torch.dtype = torch.float32, **settings):
+    """A tiny model with LoRA on all linear layers, whose B isn't zero."""
+    from peft import LoraConfig, get_peft_model
+
+    values = dict(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM") | settings
+    model = get_peft_model(tiny.model(family).to(dtype), LoraConfig(**values))
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    return model.train()
+
+
+def gradients(model, batch) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+    loss = model(**batch).loss
+    loss.backward()
+    return loss.detach(), {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+
+
+def a_batch():
+    return {name: value for name, value in support.collate(support.encoded_rows(4)).items() if name != "row_ids"}
+
+
+@pytest.mark.parametrize("light", [False, True])
+@pytest.mark.parametrize(
+    ("family", "settings"),
+    [
+        ("llama", {"use_rslora": True}),
+        ("qwen2", {"r": 3}),  # biases; an odd rank
+        ("qwen3", {"target_modules": ["q_proj", "v_proj", "up_proj", "down_proj"]}),
+        ("gemma3_text", {}),
+        ("phi3", {}),
+        ("qwen3_moe", {"target_modules": ["q_proj", "k_proj", "o_proj"]}),
+        ("llama", {"use_dora": True, "target_modules": ["q_proj"]}),
+        ("llama", {"rank_pattern": {"k_proj": 2}, "alpha_pattern": {"v_proj": 3}}),
+        ("llama", {"target_modules": ["q_proj", "v_proj"], "bias": "all"}),
+    ],
+)
+def test_gradients_are_those_of_peft(family, settings, light):
+    plain = tuned(family, **settings)
+    ours = copy.deepcopy(plain)
+    fused = Fused(ours, light)
+    fused.engage()
+    assert fused.counts["norms"]
+    batch = a_batch()
+    expected, wanted = gradients(plain, batch)
+    loss, found = gradients(ours, batch)
+    torch.testing.assert_close(loss, expected, atol=2e-6, rtol=0)
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], atol=1e-6, rtol=1e-3, msg=name)
+
+
+def test_dropout_is_that_of_each_adapter(monkeypatch):
+    """The same masks, given to peft's own layers as their dropout."""
+    drawn: list[torch.Tensor] = []
+    real = lora.keep_mask
+    monkeypatch.setattr(lora, "keep_mask", lambda *args: drawn.append(real(*args)) or drawn[-1])
+    plain = tuned(lora_dropout=0.25, target_modules=["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"])
+    ours = copy.deepcopy(plain)
+    fused = Fused(ours)
+    fused.engage()
+    batch = a_batch()
+    loss, found = gradients(ours, batch)
+    share = torch.cat([mask.flatten() for mask in drawn]).float().mean()
+    assert len(drawn) == 12 and share == pytest.approx(0.75, abs=0.02)
+
+    class Given(torch.nn.Module):
+        def __init__(self, mask):
+            super().__init__()
+            self.mask = mask
+
+        def forward(self, x):
+            return x * self.mask.view(x.shape) / 0.75
+
+    masks = iter(drawn)
+    for layer in plain.base_model.model.model.layers:
+        for module in (layer.self_attn.q_proj, layer.self_attn.k_proj, layer.self_attn.v_proj):
+            module.lora_dropout["default"] = Given(next(masks))
+        for module in (layer.mlp.gate_proj, layer.mlp.up_proj, layer.mlp.down_proj):
+            module.lora_dropout["default"] = Given(next(masks))
+    expected, wanted = gradients(plain, batch)
+    torch.testing.assert_close(loss, expected, atol=2e-6, rtol=0)
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], atol=1e-6, rtol=1e-3, msg=name)
+    ours.eval(), plain.eval()
+    with torch.no_grad():
+        count = len(drawn)
+        ours(**batch)
+        assert len(drawn) == count, "no dropout outside training"
+
+
+def test_in_bfloat16_fused_is_nearer_to_float32_than_peft():
+    exact = tuned()
+    batch = a_batch()
+    expected, wanted = gradients(exact, batch)
+    distances = []
+    for fuse in (False, True):
+        model = copy.deepcopy(exact)
+        model.zero_grad()
+        for name, parameter in model.named_parameters():
+            if "lora_" not in name:
+                parameter.data = parameter.data.bfloat16()
+        if fuse:
+            Fused(model).engage()
+        with torch.autocast("cpu", torch.bfloat16):
+            _, found = gradients(model, batch)
+        gap = sum((found[n] - wanted[n]).square().sum() for n in wanted) / sum(
+            g.square().sum() for g in wanted.values()
+        )
+        distances.append(float(gap.sqrt()))
+    assert distances[1] < distances[0] * 1.05 and distances[1] < 0.05
+
+
+def test_full_training_keeps_half_of_a_gated_product():
+    plain = tiny.model("llama").train()
+    ours = copy.deepcopy(plain)
+    fused = Fused(ours)
+    fused.engage()
+    assert fused.counts == {"gated products": 2, "norms": 5}
+
+    def kept(model) -> int:
+        sizes: dict[int, int] = {}
+        note = lambda t: sizes.__setitem__(t.untyped_storage().data_ptr(), t.untyped_storage().nbytes()) or t  # noqa: E731
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            loss = model(**a_batch()).loss
+        loss.backward()
+        return sum(sizes.values())
+
+    assert kept(ours) < 0.9 * kept(plain)
+    for (name, a), b in zip(ours.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-3, msg=name)
+
+
+def test_released_layers_are_peft_s_own_again_and_adapters_save_as_ever(tmp_path):
+    model = tuned()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    fused = Fused(model)
+    fused.engage()
+    assert model.base_model.model.model.layers[0].self_attn.q_proj.base_layer.weight.stride(0) > 64
+    model.save_pretrained(tmp_path / "a")
+    fused.release()
+    model.save_pretrained(tmp_path / "b")
+    assert (tmp_path / "a/adapter_model.safetensors").read_bytes() == (
+        tmp_path / "b/adapter_model.safetensors"
+    ).read_bytes()
+    assert all(p.is_contiguous() for p in model.parameters())
+    assert not any("forward" in vars(module) for module in model.modules())
+    after = model.state_dict()
+    assert after.keys() == before.keys() and all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_an_adapter_that_is_switched_off_or_merged_is_not_used():
+    model = tuned()
+    Fused(model).engage()
+    batch = {name: value for name, value in a_batch().items() if name != "labels"}
+    with torch.no_grad(), model.disable_adapter():
+        off = model(**batch).logits
+    torch.testing.assert_close(off, tiny.model("llama")(**batch).logits, atol=1e-5, rtol=1e-4)
+    with torch.no_grad():
+        on = model.eval()(**batch).logits
+        model.merge_adapter()
+        torch.testing.assert_close(model(**batch).logits, on, atol=1e-4, rtol=1e-3)
+
+
+def test_a_norm_that_computes_something_else_is_left_alone():
+    class OddRMSNorm(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight, self.eps = torch.nn.Parameter(torch.ones(8)), 1e-6
+
+        def forward(self, x):
+            return x * self.weight * torch.rsqrt(x.square().sum(-1, keepdim=True) + self.eps)
+
+    assert norm_kind(OddRMSNorm()) is None
+    x, weight = torch.randn(3, 8, dtype=torch.float64, requires_grad=True), torch.rand(8, requires_grad=True)
+    assert torch.autograd.gradcheck(
+        lambda x, w: RmsNorm.apply(x.float(), w.float(), 1e-6, 1.0, True).double(),
+        (x, weight.detach().double().requires_grad_()),
+        eps=1e-2,
+        atol=1e-3,
+    )
