@@ -36,10 +36,7 @@ def room(monkeypatch):
 
 
 # The limit counts rows: without padding a batch is one long row.
-FOUR_ROWS = (
-    QUICK
-    + "--per_device_train_batch_size 4 --gradient_accumulation_steps 1 --torch_dtype float32 --padding_free false --fused_layers false "
-)
+FOUR_ROWS = QUICK + "--per_device_train_batch_size 4 --gradient_accumulation_steps 1 --torch_dtype float32 "
 
 
 def losses(run_dir):
