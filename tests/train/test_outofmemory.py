@@ -36,7 +36,8 @@ def room(monkeypatch):
 
 
 # The limit counts rows: without padding a batch is one long row.
-FOUR_ROWS = QUICK + "--per_device_train_batch_size 4 --gradient_accumulation_steps 1 --torch_dtype float32 "
+FOUR_ROWS = QUICK + "--fused_layers false --padding_free false "
+FOUR_ROWS += "--per_device_train_batch_size 4 --gradient_accumulation_steps 1 --torch_dtype float32 "
 
 
 def losses(run_dir):
