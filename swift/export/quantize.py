@@ -34,10 +34,10 @@ BITS: dict[str, tuple[tuple[int, ...], int]] = {
     "gptq": ((2, 4, 8), 4),
     "bnb": ((4, 8), 4),
     "fp8": ((8,), 8),
+    "torchao": ((8,), 8),
 }
 REFUSED = {
     "hqq": "transformers 5 has no HQQ: --quant_method awq, or gptq with --quant_bits 2, 4 or 8",
-    "torchao": "writing torchao models is not built yet: --quant_method bnb --quant_bits 8, or fp8",
     "eetq": "EETQ needs its CUDA kernels to write a model: --quant_method bnb --quant_bits 8 is the same precision",
     "quanto": "transformers can't load a saved quanto model: --quant_method bnb --quant_bits 8, or awq",
     "gptq_v2": "--quant_method gptq writes the layout that every engine reads",
@@ -88,6 +88,9 @@ def decide_method(config: ExportConfig) -> ExportConfig:
     if options.quant_bits not in known:
         have = " or ".join(str(bits) for bits in known if bits)
         what = f"{options.quant_method} has no {options.quant_bits} bits"
+        if options.quant_method == "torchao":
+            what += " here (its packed int4 needs the CUDA package mslk, its plain one is as large as int8)"
+            have += ", or --quant_method awq"
         raise UsageError(what, where="--quant_bits", fix=f"--quant_bits {have}")
     return config
 
@@ -139,6 +142,8 @@ def _check_gguf(model: LocalModel, adapters: tuple[Path, ...], files: ModelFiles
 def _check_packages(method: str) -> None:
     from importlib.util import find_spec
 
+    if method == "torchao" and find_spec("torchao") is None:
+        raise MissingPackage("--quant_method torchao needs torchao", fix="pip install 'torchao>=0.18'")
     if method == "bnb" and find_spec("bitsandbytes") is None:
         raise MissingPackage("--quant_method bnb needs bitsandbytes", fix="pip install bitsandbytes")
 
@@ -329,6 +334,8 @@ def writer(method: str) -> Callable[[QuantJob, Any, Path], float]:
         from swift.export.integers import write
     elif method == "gguf":
         from swift.export.gguf import write
+    elif method == "torchao":
+        from swift.export.torchao import write
     elif method == "fp8":
         from swift.export.fp8 import write
     else:

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from swift.errors import ExportError
 from swift.hub.resources import human_bytes
@@ -145,15 +146,23 @@ def measure(model, rows: Sequence[Sequence[int]], disk: int) -> Measured:
 def tensor_bytes(model) -> int:
     """Bytes of all parameters and buffers, each storage once."""
     storages = {}
-    for tensor in [*model.parameters(), *model.buffers()]:
+    for tensor in (part for whole in [*model.parameters(), *model.buffers()] for part in stored_parts(whole)):
         storages[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
     return sum(storages.values())
+
+
+def stored_parts(tensor: torch.Tensor) -> list[torch.Tensor]:
+    """The plain tensors that a tensor consists of: itself, or the integers and scales of torchao's kinds."""
+    if not is_traceable_wrapper_subclass(tensor):
+        return [tensor]
+    names, _ = tensor.__tensor_flatten__()
+    return [part for name in names for part in stored_parts(getattr(tensor, name))]
 
 
 def loaded_as(model) -> str:
     """The dtype that holds most of the bytes, as `bfloat16`."""
     sizes: dict[str, int] = {}
-    for tensor in model.parameters():
+    for tensor in (part for whole in model.parameters() for part in stored_parts(whole)):
         name = str(tensor.dtype).removeprefix("torch.")
         sizes[name] = sizes.get(name, 0) + tensor.nbytes
     return max(sizes, key=lambda name: sizes[name])

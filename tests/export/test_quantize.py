@@ -236,3 +236,25 @@ def test_a_quantized_source_is_refused(tmp_path, capfd):
     words = ["--quant_method", "gptq", "--dataset", tmp_path / "rows.jsonl", "--output_dir", tmp_path / "twice"]
     assert export("--model", out, *words) == 2
     assert "already quantized (awq)" in capfd.readouterr().err
+
+
+def test_torchao_is_read_by_plain_transformers(tmp_path):
+    pytest.importorskip("torchao")
+    base, out = exported(tmp_path, "qwen3", "torchao")
+    model = AutoModelForCausalLM.from_pretrained(out)
+    kinds = [type(p).__name__ for p in model.parameters()]
+    assert kinds.count("Int8Tensor") == 14
+    with torch.no_grad():
+        logits = model(IDS).logits.float()
+    assert 1e-4 < (logits - plain(base)).norm() / plain(base).norm() < 0.05
+    assert (out / "model.safetensors").stat().st_size < 0.75 * (base / "model.safetensors").stat().st_size
+
+
+def test_a_missing_torchao_and_its_4_bits_are_said(tmp_path, capfd, monkeypatch):
+    base = tiny.checkpoint(tmp_path / "base", "llama")
+    words = ["--model", base, "--quant_method", "torchao", "--output_dir", tmp_path / "out"]
+    assert export(*words, "--quant_bits", 4) == 2
+    assert "mslk" in capfd.readouterr().err
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert export(*words) != 0
+    assert "pip install 'torchao" in capfd.readouterr().err

@@ -1,0 +1,102 @@
+"""Perplexity of what `swift export` writes, for each method, on a text that no calibration row comes from.
+
+python benchmarks/methods.py --model DIR --rows alpaca.json --text FILE [--only awq gptq ...]
+
+Every result is written by the command, and read back as `swift infer` would (GGUF: by transformers, dequantized).
+Judged on --windows windows of 512 tokens of --text in float32; `error` is the standard error of the mean over windows,
+of the difference to the source (paired).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+
+from swift.cli import main as swift
+from swift.config.model import ModelOptions, QuantizationOptions
+from swift.hub import check_model_files
+from swift.models.device import pick_device
+from swift.models.load import load_model
+from swift.models.plan import plan_loading
+
+METHODS = {
+    "fp8": [],
+    "bnb 8": ["--quant_method", "bnb", "--quant_bits", "8"],
+    "bnb 4 (nf4)": ["--quant_method", "bnb", "--quant_bits", "4"],
+    "gguf F16": ["--quant_method", "gguf", "--gguf_type", "F16"],
+    "gguf Q8_0": ["--quant_method", "gguf", "--gguf_type", "Q8_0"],
+    "gguf Q5_1": ["--quant_method", "gguf", "--gguf_type", "Q5_1"],
+    "gguf Q4_1": ["--quant_method", "gguf", "--gguf_type", "Q4_1"],
+    "gguf Q4_0": ["--quant_method", "gguf", "--gguf_type", "Q4_0"],
+    "gptq 8": ["--quant_method", "gptq", "--quant_bits", "8", "--group_size", "64"],
+    "gptq 4": ["--quant_method", "gptq", "--group_size", "64"],
+    "awq 4": ["--quant_method", "awq", "--group_size", "64"],
+}
+CALIBRATION = ["--quant_n_samples", "32", "--max_length", "256"]
+
+
+@torch.no_grad()
+def losses(model, windows: torch.Tensor) -> torch.Tensor:
+    """The mean loss of every window."""
+    found = []
+    for ids in windows:
+        logits = model(ids[None], use_cache=False).logits[0].float()
+        found.append(torch.nn.functional.cross_entropy(logits[:-1], ids[1:]).item())
+    return torch.tensor(found)
+
+
+def load(directory: Path):
+    files = list(directory.glob("*.gguf"))
+    if files:
+        settings = dict(gguf_file=files[0].name, quantization_config=GgufConfig(dequantize=True))
+        return AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, **settings).eval()
+    options = ModelOptions(torch_dtype="float32")
+    plan = plan_loading(options, QuantizationOptions(), check_model_files(directory), pick_device(), training=False)
+    return load_model(directory, plan)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--rows", required=True)
+    parser.add_argument("--text", required=True)
+    parser.add_argument("--windows", type=int, default=16)
+    parser.add_argument("--only", nargs="*", default=list(METHODS))
+    options = parser.parse_args()
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    ids = tokenizer(Path(options.text).read_text(encoding="utf-8"))["input_ids"]
+    step = max(512, len(ids) // options.windows)
+    windows = torch.stack([torch.tensor(ids[i * step : i * step + 512]) for i in range(options.windows)])
+    source = losses(load(Path(options.model)), windows)
+    print(f"source {math.exp(source.mean()):.3f}", flush=True)
+    for name in options.only:
+        with tempfile.TemporaryDirectory() as folder:
+            out = Path(folder) / "out"
+            words = METHODS[name] or ["--quant_method", name]
+            rows = ["--dataset", options.rows, *CALIBRATION] if name.split()[0] in ("awq", "gptq") else []
+            start = time.process_time()
+            code = swift(["export", "--model", options.model, *words, *rows, "--output_dir", str(out)])
+            if code:
+                print(f"{name}: exit {code}", flush=True)
+                continue
+            spent = time.process_time() - start
+            size = sum(f.stat().st_size for f in out.iterdir() if f.suffix in (".safetensors", ".gguf"))
+            found = losses(load(out), windows)
+            gap = found - source
+            report = json.loads((out / "quantization_report.json").read_text())
+            print(
+                f"| {name} | {math.exp(found.mean()):.3f} | {gap.mean():+.4f} ± {gap.std() / len(gap) ** 0.5:.4f} | "
+                f"{size / 1e6:.0f} MB | {report['divergence']:.4f} | {spent:.0f} |",
+                flush=True,
+            )
+
+
+if __name__ == "__main__":
+    main()
