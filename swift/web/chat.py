@@ -129,6 +129,10 @@ def served_name(address: str, key: str | None) -> str:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         answer = httpx.get(f"{address}/v1/models", headers=headers, timeout=10.0, trust_env=False)
+        if answer.status_code in (401, 403):
+            raise UsageError(
+                "the server asks for a key", where=address, fix="--engine_api_key KEY, in the model's options"
+            )
         answer.raise_for_status()
         return str(answer.json()["data"][0]["id"])
     except (httpx.HTTPError, ValueError, KeyError, IndexError, TypeError) as error:

@@ -17,11 +17,12 @@ from swift.children import Child
 from swift.errors import SwiftError, UsageError
 from swift.hub import human_bytes
 from swift.web import forms
-from swift.web.views import TRAINING, safe_report
+from swift.web.views import safe_report
 
 DRY_SECONDS, PLAN_SECONDS, DATA_SECONDS = 240.0, 120.0, 600.0
 SAMPLED_ABOVE, SAMPLE = 20 << 20, 1000  # of larger files only the first rows are looked at
 SHOWN_ROWS = 3
+PLANNED = ("sft", "pt")  # what swift plan and swift data take the options of
 RESOLVED = re.compile(r"^(\w+) = (.*?)(?:  # ([^:]+)(?:: (.*))?)?$")
 
 
@@ -51,7 +52,7 @@ def objections(command: str, fields: forms.Fields) -> dict[str, str]:
 
     `swift plan` looks at a training's model and data in a tenth of the time: the dry run is only for what it refuses.
     """
-    if command in TRAINING and fields.get("model") and fields.get("dataset"):
+    if command in PLANNED and fields.get("model") and fields.get("dataset"):
         code, _ = ask(_as("plan", command, fields), PLAN_SECONDS)
         if not code:
             return {}
@@ -134,7 +135,7 @@ def _sampled(word: str) -> str:
 
 def _as(other: str, command: str, fields: forms.Fields) -> list[str]:
     """The same options for a command that takes those of `command`."""
-    if command not in forms.COMMON and command != "pt":
+    if command not in PLANNED:
         raise UsageError(f"swift {other} knows nothing of swift {command}")
     words = forms.argv(command, fields)[1:]
     forced = ["--use_chat_template", "false", "--loss_scale", "all"] if command == "pt" else []

@@ -78,7 +78,7 @@ def browser_page(width: int = 1280, height: int = 900) -> Iterator[object]:
         page.on("dialog", lambda dialog: (wrong.append(f"dialog: {dialog.message}"), dialog.dismiss()))
         yield page
         browser.close()
-    assert not wrong
+    assert wrong == []
 
 
 def _elsewhere(url: str) -> bool:

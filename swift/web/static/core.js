@@ -31,15 +31,20 @@
   // A call to a function of the server's table; a refusal is thrown as an Error with its words.
   function caller(server) {
     return async (what, args) => {
-      let answer;
-      try {
-        answer = await server.call({ what, args: args || {} });
-      } catch (error) {
-        throw new Error(t("offline"));
-      }
-      if (answer && answer.error) throw new Error(answer.error);
+      // Gradio's client answers with nothing when the server can't be reached.
+      const answer = await server.call({ what, args: args || {} }).catch(() => undefined);
+      const reached = answer !== null && typeof answer === "object";
+      tellOffline(!reached);
+      if (!reached) throw new Error(t("offline"));
+      if (answer.error) throw new Error(answer.error);
       return answer;
     };
+  }
+
+  function tellOffline(away) {
+    const banner = document.getElementById("sw-offline");
+    if (away && !banner) document.body.append(el("div", { id: "sw-offline", role: "alert" }, t("offline")));
+    else if (!away && banner) banner.remove();
   }
 
   function note(message, kind) {
@@ -124,6 +129,8 @@
       running = true;
       try {
         await work();
+      } catch (error) {
+        console.warn(error); // the next round tries again
       } finally {
         running = false;
       }
