@@ -11,6 +11,7 @@ import logging
 import signal
 import sys
 import threading
+import time
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -29,6 +30,7 @@ from swift.engines.whole import generate_whole
 from swift.errors import ResourceError, SwiftError
 
 log = logging.getLogger("swift")
+MOST_DEATHS = 3  # of the loop that a request is tried through
 T = TypeVar("T")
 
 
@@ -49,7 +51,9 @@ class Scheduler:
         self._stats = EngineStats()
         if ragged is not None:
             self._stats = replace(self._stats, kv_capacity=ragged.capacity)
+        self._live: list[GenerationState] = []  # all that have come and haven't ended
         self._under_way: list[GenerationState] = []
+        self._beat = time.monotonic()
         self._held = 0 if ragged is not None else None
         self._closing = False
         self._thread = threading.Thread(target=self._loop, name="swift-pt-engine", daemon=True)
@@ -61,6 +65,7 @@ class Scheduler:
                 state.stream.fail(RequestError("the engine is closed"))
                 return
             self._waiting.append(state)
+            self._live.append(state)
             self._changed.notify_all()
 
     def cancel(self, state: GenerationState) -> None:
@@ -82,7 +87,10 @@ class Scheduler:
     def stats(self) -> EngineStats:
         with self._changed:
             running = sum(not state.stream.ended for state in self._under_way)
-            return replace(self._stats, running=running, waiting=len(self._waiting), kv_tokens=self._held)
+            waiting, busy = len(self._waiting), bool(running or self._waiting or self._calls)
+            silent = time.monotonic() - self._beat if busy else 0.0
+            found = replace(self._stats, running=running, waiting=waiting, kv_tokens=self._held, silent=silent)
+            return replace(found, alive=self._thread.is_alive())
 
     def close(self) -> None:
         """Cancel everything and stop the thread."""
@@ -115,29 +123,65 @@ class Scheduler:
         if sys.platform != "win32":
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         while True:
-            with self._changed:
-                while not (self._closing or self._calls or self._waiting or self._rows()):
-                    self._changed.wait()
-                if self._closing:
-                    break
-            self._do_calls()
-            self._drop_cancelled()
-            self._admit()
-            self._note()
-            if self._ragged and self._ragged.states:
-                self._ragged_step(self._ragged)
-            if self._prefilling:
-                self._prefill(self._prefilling.popleft())
-            for batch in self._running:
-                self._guarded(batch, self._step)
-            self._running = [batch for batch in self._running if batch.states]
-            self._note()
+            try:
+                while self._turn():
+                    pass
+                break
+            except BaseException as error:  # not of a request, those are caught: of this file or of the interpreter
+                self._rise_again(error)
         self._cancel_all()
+
+    def _turn(self) -> bool:
+        """Wait for work and do a step of it; False when the engine is to be closed."""
+        with self._changed:
+            while not (self._closing or self._calls or self._waiting or self._rows()):
+                self._changed.wait()
+            if self._closing:
+                return False
+        self._beat = time.monotonic()
+        self._do_calls()
+        self._drop_cancelled()
+        self._admit()
+        self._note()
+        if self._ragged and self._ragged.states:
+            self._ragged_step(self._ragged)
+        if self._prefilling:
+            self._prefill(self._prefilling.popleft())
+        for batch in self._running:
+            self._guarded(batch, self._step)
+        self._running = [batch for batch in self._running if batch.states]
+        self._note()
+        return True
+
+    def _rise_again(self, error: BaseException) -> None:
+        """After an error that should not have been: everything that isn't answered begins again, each on its own; what
+        has seen it MOST_DEATHS times fails.
+        """
+        log.exception("the loop of the pt engine died and goes on")
+        with self._changed:
+            left = [state for state in self._live if not state.stream.ended]
+            self._waiting.clear()
+            self._prefilling.clear()
+            self._running.clear()
+            if self._ragged:
+                self._ragged.clear()
+            death = f"{type(error).__name__}: {error}"
+            self._stats = replace(self._stats, restarts=self._stats.restarts + 1, last_death=death)
+        for state in left:
+            state.deaths += 1
+            if state.deaths >= MOST_DEATHS:
+                self._fail(state, EngineError(f"the engine died on this request: {death}"))
+            state.alone = True
+            state.begin_again()
+        with self._changed:
+            self._waiting.extend(state for state in left if state.deaths < MOST_DEATHS)
+        time.sleep(min(1.0, 0.05 * self._stats.restarts))  # an error at every turn must not take a whole core
 
     def _note(self) -> None:
         """What `stats` tells of rows and memory, which only this thread may look at."""
         with self._changed:
             self._under_way = self._states()
+            self._live = [state for state in self._live if not state.stream.ended]
             self._held = self._ragged.held if self._ragged else None
 
     def _do_calls(self) -> None:
@@ -171,7 +215,7 @@ class Scheduler:
 
     def _finish_cancelled(self, state: GenerationState) -> None:
         state.finish_cancelled()
-        self._count(cancelled=1, generated_tokens=state.generated, prompt_tokens=state.prompt_length)
+        self._count(cancelled=1, **_tokens(state))
 
     def _cancel_all(self) -> None:
         with self._changed:
@@ -285,7 +329,7 @@ class Scheduler:
 
     def _fail(self, state: GenerationState, error: Exception) -> None:
         state.stream.fail(_explained(error))
-        self._count(failed=1, generated_tokens=state.generated, prompt_tokens=state.prompt_length)
+        self._count(failed=1, **_tokens(state))
 
     def _deal(self, states: list[GenerationState], logits: torch.Tensor) -> list[int]:
         """Choose each row's next token and give it to its reader; returns the rows that aren't complete."""
@@ -302,7 +346,7 @@ class Scheduler:
                 self._fail(state, error)
                 continue
             if complete:
-                self._count(finished=1, generated_tokens=state.generated, prompt_tokens=state.prompt_length)
+                self._count(finished=1, **_tokens(state))
             else:
                 staying.append(row)
         return staying
@@ -316,7 +360,15 @@ class Scheduler:
         except Exception as error:
             self._fail(state, error)
             return
-        self._count(finished=1, generated_tokens=state.generated, prompt_tokens=state.prompt_length)
+        self._count(finished=1, **_tokens(state))
+
+
+def _tokens(state: GenerationState) -> dict[str, int]:
+    return {
+        "generated_tokens": state.generated,
+        "prompt_tokens": state.prompt_length,
+        "cached_tokens": state.cached,
+    }
 
 
 def _explained(error: Exception) -> SwiftError:

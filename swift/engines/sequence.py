@@ -47,6 +47,7 @@ class GenerationState:
         self.prompt_logprobs = prompt_logprobs
         self.prompt_scores: list[TokenChoice] = []  # of the prompt's tokens from its second on, as they are computed
         self.cached = 0  # tokens of the prompt that an earlier request had computed
+        self.deaths = 0  # of the engine while this was under way
         self.cancelled = False
         self.alone = num_beams > 1
         self._tokenizer = tokenizer

@@ -60,7 +60,9 @@ def create_app(service: Service) -> FastAPI:
         found = await watch.check()
         stats = service.engine.stats()
         body = {"status": "ok" if found.ok else "unavailable", "reason": found.reason}
-        counts = {"running": stats.running, "waiting": stats.waiting}
+        counts: dict[str, Any] = {"running": stats.running, "waiting": stats.waiting, "restarts": stats.restarts}
+        if stats.last_death is not None:
+            counts["last_death"] = stats.last_death
         return json_response({**body, **counts}, 200 if found.ok else 503)
 
     for path in sorted(OPEN_PATHS):

@@ -24,6 +24,11 @@ class Meters:
         self.failed = Gauge("swift_engine_failed_total", "Requests that failed in the engine.", "counter")
         self.cancelled = Gauge("swift_engine_cancelled_total", "Requests that were cancelled.", "counter")
         self.generated = Gauge("swift_engine_generated_tokens_total", "Tokens that the engine generated.", "counter")
+        self.restarts = Gauge(
+            "swift_engine_restarts_total", "How often the engine died and was started again.", "counter"
+        )
+        self.cached = Gauge("swift_engine_cached_tokens_total", "Prompt tokens that weren't computed again.", "counter")
+        self.kv_tokens = Gauge("swift_engine_kv_tokens", "Tokens that running requests hold memory for.")
         self.recent_seconds = 1.0  # moving average of a request's time
         self._last: tuple[float, EngineStats] = (time.monotonic(), EngineStats())
 
@@ -39,6 +44,8 @@ class Meters:
         self.running.value, self.waiting.value, self.active.value = stats.running, stats.waiting, active
         self.finished.value, self.failed.value = stats.finished, stats.failed
         self.cancelled.value, self.generated.value = stats.cancelled, stats.generated_tokens
+        self.restarts.value, self.cached.value = stats.restarts, stats.cached_tokens
+        self.kv_tokens.value = stats.kv_tokens or 0
         return page(
             [
                 self.requests,
@@ -53,6 +60,9 @@ class Meters:
                 self.failed,
                 self.cancelled,
                 self.generated,
+                self.restarts,
+                self.cached,
+                self.kv_tokens,
             ]
         )
 
@@ -68,4 +78,5 @@ class Meters:
             f"{(stats.generated_tokens - old.generated_tokens) / seconds:.1f} tokens/s, "
             f"{stats.finished - old.finished} finished, {stats.failed - old.failed} failed, "
             f"{stats.cancelled - old.cancelled} cancelled"
+            + (f"; {stats.restarts} restarts, the last because of: {stats.last_death}" if stats.restarts else "")
         )

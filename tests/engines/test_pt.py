@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from swift.engines.protocol import (
+    EngineError,
     GenerationRequest,
     PromptTooLong,
     RequestError,
@@ -345,3 +346,45 @@ def test_closing_ends_everything_that_runs(llama, tokenizer):
     assert [list(s)[-1].finish_reason for s in streams] == ["cancelled"] * 5
     with pytest.raises(RequestError, match="closed"):
         generate(engine, greedy([1], 1))
+
+
+def test_a_loop_that_dies_goes_on_and_says_so(engine, llama, monkeypatch, caplog):
+    """An error outside of any request's computation: all are answered in the end, and the count tells."""
+    plain, calls = engine._scheduler._admit, []
+
+    def dying():
+        calls.append(None)
+        plain()
+        if len(calls) in (2, 5):
+            raise SystemExit("as of a signal")
+
+    monkeypatch.setattr(engine._scheduler, "_admit", dying)
+    results = list(generate_all(engine, [greedy(p, 12) for p in prompts_of()[:6]]))
+    stats = engine.stats()
+    assert stats.alive and stats.restarts == 2 and "as of a signal" in stats.last_death
+    assert [list(r.token_ids) for r in results] == [reference(llama, p, 12) for p in prompts_of()[:6]]
+    assert "died" in caplog.text
+    assert list(generate(engine, greedy([1, 2], 3)).token_ids) == reference(llama, [1, 2], 3)
+
+
+def test_a_loop_that_always_dies_fails_its_requests(engine, monkeypatch):
+    def dying():
+        raise RuntimeError("broken")
+
+    monkeypatch.setattr(engine._scheduler, "_admit", dying)
+    with pytest.raises(EngineError, match="died.*broken"):
+        generate(engine, greedy([1, 2], 3))
+    monkeypatch.undo()
+    assert generate(engine, greedy([1, 2], 3)).finish_reason == "length"
+
+
+def test_a_hanging_model_is_seen_in_the_stats(engine, monkeypatch):
+    release = threading.Event()
+    held = engine.in_model_thread(lambda model: release.wait(10))
+    engine.submit(greedy([1, 2], 2))
+    threading.Event().wait(0.15)
+    assert engine.stats().silent > 0.1 and engine.stats().alive
+    release.set()
+    held.result(10)
+    generate(engine, greedy([1], 1))
+    assert engine.stats().silent < 0.1
