@@ -7,6 +7,7 @@ loaded when the first medium comes. Knows nothing of templates, labels and batch
 
 from __future__ import annotations
 
+import inspect
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
@@ -31,15 +32,13 @@ class Processed:
     """ids of the expanded text; `tensors`: what else the model takes, each for this row alone, by argument name.
 
     replacements: (span in the text, what stands there now), in order; None from a processor that doesn't say.
-    placeholders: ids that stand for a piece of a medium. marks_answers: the processor makes labels of its own, which
-    aren't ours, and `token_type_ids` are to be 1 from the answer on: what stands before sees all of itself (paligemma).
+    placeholders: ids that stand for a piece of a medium.
     """
 
     ids: list[int]
     tensors: dict[str, Any]
     replacements: list[tuple[tuple[int, int], str]] | None = None
     placeholders: frozenset[int] = frozenset()
-    marks_answers: bool = False
 
     def expanded(self, text: str) -> str:
         """The text with its placeholders replaced."""
@@ -127,8 +126,8 @@ class Processing:
         ids = out.pop("input_ids")[0].tolist()
         out.pop("attention_mask", None)
         offsets = out.pop(OFFSETS, None)
-        answers = out.pop("labels", None) is not None
-        return Processed(ids, out, _replacements(offsets), self._placeholders(), answers)
+        out.pop("labels", None)  # of a processor that makes its own (paligemma)
+        return Processed(ids, out, _replacements(offsets), self._placeholders())
 
     def _call(self, text: str, arguments: dict[str, Any]) -> dict[str, Any]:
         import torch
@@ -151,6 +150,12 @@ class Processing:
         return frozenset(
             kind for kind, parts in PARTS.items() if any(getattr(self.processor, p, None) is not None for p in parts)
         )
+
+    @property
+    def marks_answers(self) -> bool:
+        """Whether `token_type_ids` are 1 from the answer on and 0 before it, where every token sees all others
+        (paligemma, whose processor is told the answer apart from the prompt, as `suffix`)."""
+        return "suffix" in inspect.signature(self.processor.__call__).parameters
 
     def _check_kind(self, name: str) -> None:
         if name.removesuffix("s") not in self.kinds:

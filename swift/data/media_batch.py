@@ -10,8 +10,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from swift.chat import IGNORED
 from swift.chat.processing import Processed, Processing
 from swift.data.collate import PadCollator
@@ -40,6 +38,8 @@ class MediaCollator:
                 batch[name] = self._joined(name, made, examples)
         for name in self._token_types():
             batch.setdefault(name, batch["input_ids"].new_zeros(batch["input_ids"].shape))
+            if self.processing.marks_answers:
+                batch[name] = (batch["labels"] != IGNORED).cumsum(dim=1).clamp(max=1) * batch["attention_mask"]
         return batch
 
     def _made(self, example: Mapping[str, Any]) -> Processed | None:
@@ -47,9 +47,6 @@ class MediaCollator:
             return None
         media = dict(example["media"])
         made = self.processing.run(media.pop("text"), media)
-        if made.marks_answers and "token_type_ids" in made.tensors:
-            answered = np.cumsum(example["labels"][: len(made.ids)] != IGNORED) > 0
-            made.tensors["token_type_ids"] = made.tensors["token_type_ids"].new_tensor(answered)[None]
         if made.ids != example["input_ids"][: len(made.ids)].tolist():
             raise DataError("a medium is of another size than when the rows were read", fix="start again")
         return made

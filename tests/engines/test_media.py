@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import base64
+from pathlib import Path
+
 import pytest
 
 from swift.chat import ChatEncoder
 from swift.chat.medium import read_image
+from swift.data.media import reference_of
 from swift.engines.protocol import GenerationRequest, PromptTooLong, Sampling, generate, generate_all
 from swift.engines.pt import PtEngine
+from swift.engines.wire import Dialect, ask_messages
 from swift.errors import DataError
 from tests import tiny_vlm
 
@@ -77,3 +82,22 @@ def test_what_can_t_be_answered_fails_alone(family, talks, tmp_path):
             generate(engine, GenerationRequest(messages=gone, sampling=GREEDY))
     finally:
         engine.close()
+
+
+def test_servers_elsewhere_are_sent_media_as_the_api_has_them(tmp_path):
+    picture, sound = tiny_vlm.picture(tmp_path / "a.png"), tiny_vlm.sound(tmp_path / "a.wav")
+    blocks = [
+        {"type": "image", "image": picture},
+        {"type": "video", "video": "https://example.com/a.mp4"},
+        {"type": "audio", "audio": sound},
+        {"type": "text", "text": "What?"},
+    ]
+    body = ask_messages(Dialect("http"), "m", [{"role": "user", "content": blocks}], None, Sampling())
+    image, video, audio, text = body["messages"][0]["content"]
+    head, _, data = image["image_url"]["url"].partition(",")
+    assert head == "data:image/png;base64" and base64.b64decode(data) == Path(picture).read_bytes()
+    assert video == {"type": "video_url", "video_url": {"url": "https://example.com/a.mp4"}}
+    assert audio["type"] == "input_audio" and audio["input_audio"]["format"] == "wav"
+    assert base64.b64decode(audio["input_audio"]["data"]) == Path(sound).read_bytes()
+    assert text == {"type": "text", "text": "What?"}
+    assert reference_of(image["image_url"]) == image["image_url"]["url"]
