@@ -1,5 +1,6 @@
 """The page in a real browser: what is on it works, in both languages, on a screen and on a phone."""
 
+import base64
 import json
 import os
 import signal
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests import tiny
+from tests.serve.served import PacedEngine, running, service
 from tests.web.browser import browser_page, processes_in, served, wait_for
 
 EVIL = "<img src=x onerror=alert(1)><script>alert(2)</script>"
@@ -91,6 +93,44 @@ def test_a_form_a_table_and_a_run_in_both_languages_and_on_a_phone(tmp_path):
             page.wait_for_timeout(200)
             shot(page, f"phone-zh-{tab}")
             assert page.evaluate("document.documentElement.scrollWidth") <= 390, tab
+
+
+@pytest.mark.slow
+def test_two_models_think_write_and_stop_side_by_side(tmp_path):
+    """Thinking is folded, markdown is drawn, markup is text; an answer stops, a message is edited, images are sent."""
+    said = f"<think>hm, {EVIL}</think>**bold** {EVIL}\n\n- one\n- two\n\n```html\n{EVIL}\n```\n[x](javascript:alert(3))"
+    first = service(PacedEngine(pause=0, answer=lambda request: said))
+    second = service(PacedEngine(pause=0.02, answer=lambda request: "slow " * 2000))
+    pixel = "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mP8z8BQDwAEhQGAhKmMIQAAAABJRU5ErkJggg=="
+    with browser_page() as page, running(first) as one, running(second) as two, served(tmp_path) as ui:
+        page.goto(f"{ui.address}/en/")
+        page.wait_for_selector("#train-model")
+        go(page, "chat")
+        page.fill("#chat-model-a", one)
+        page.fill("#chat-message", f"hello {EVIL}")
+        page.press("#chat-message", "Enter")
+        page.wait_for_selector(".sw-reply .sw-facts")
+        assert page.locator(".sw-think").evaluate("node => node.open") is False
+        assert page.inner_text(".sw-markdown strong") == "bold" and page.locator(".sw-markdown li").count() == 2
+        assert page.locator(".sw-feed img, .sw-feed script, .sw-markdown a").count() == 0
+        assert EVIL in page.inner_text(".sw-markdown pre") and EVIL in page.inner_text(".sw-user")
+        page.fill("#chat-model-b", two)
+        page.fill("#chat-message", "again")
+        page.press("#chat-message", "Enter")
+        page.wait_for_selector(".sw-replies.two .sw-markdown >> text=slow slow")
+        page.click("#chat-send")  # it stops now
+        page.wait_for_selector(".sw-replies.two >> text=stopped")
+        shot(page, "two")
+        page.fill("#chat-model-b", "")
+        file = {"name": "a.png", "mimeType": "image/png", "buffer": base64.b64decode(pixel)}
+        page.set_input_files(".sw-compose input[type=file]", files=[file])
+        page.wait_for_selector(".sw-thumb")
+        page.fill("#chat-message", "what is this?")
+        page.press("#chat-message", "Enter")
+        page.wait_for_function("document.querySelector('#chat-send').textContent === 'Send'")
+        assert page.locator(".sw-user img").count() == 1 and page.locator(".sw-thumb").count() == 0
+        page.locator(".sw-user >> text=Edit").first.click()
+        assert page.input_value("#chat-message") == f"hello {EVIL}" and page.locator(".sw-turn").count() == 0
 
 
 @pytest.mark.slow
