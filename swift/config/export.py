@@ -12,6 +12,7 @@ class ExportOptions:
     output_dir: str | None = option(aliases=("merged_dir",))
     exist_ok: bool = option(False, aliases=("overwrite_output_dir",))
     merge_lora: bool = option(False)
+    merge_quantized_base: bool = option(False)
     to_cached_dataset: bool = option(False)
     max_shard_size: str = option("5GB")
     push_to_hub: bool = option(False)

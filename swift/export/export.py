@@ -64,11 +64,17 @@ def _export(config: ExportConfig) -> int:
         from swift.export.quantize import run
 
         return run(config, find_model)
+    if config.model.model and not config.model.adapters and config.export.output_dir and not config.export.merge_lora:
+        from swift.export.convert import run as convert
+
+        return convert(config, find_model)
     if not config.model.adapters:
         fix = "swift export --adapters CHECKPOINT --merge_lora true"
         if config.export.merge_lora:
             raise UsageError("no adapter to merge", where="--merge_lora", fix=fix)
-        raise UsageError("nothing to export", fix=fix)
+        raise UsageError(
+            "nothing to export", fix=f"{fix}; or --model M --output_dir D for a plain copy (--torch_dtype)"
+        )
     if not config.export.merge_lora:
         raise UsageError("what to do with the adapter is not said", where="--adapters", fix="add --merge_lora true")
     return _merge(config)
@@ -103,6 +109,7 @@ def find_model(config: ExportConfig) -> tuple[ExportConfig, LocalModel, tuple[Pa
 def _merge(config: ExportConfig) -> int:
     config, model, adapters = find_model(config)
     base_files = check_model_files(model.path)
+    _check_base(config, base_files)
     if config.export.output_dir is None:
         config = config.decide("the adapter's directory and -merged", output_dir=f"{adapters[0]}-merged")
     config = _decide_dtype(config, base_files)
@@ -114,6 +121,14 @@ def _merge(config: ExportConfig) -> int:
         return 0
     merge_adapters(config, model, base_files, adapters)
     return 0
+
+
+def _check_base(config: ExportConfig, files: ModelFiles) -> None:
+    """The exact result is that of the full-precision base; FP8 releases often have no other."""
+    source = (files.quantization or {}).get("quant_method")
+    if source in ("awq", "gptq", "compressed-tensors") and not config.export.merge_quantized_base:
+        fix = "the unquantized base with --model, or --merge_quantized_base true: onto what these weights stand for"
+        raise UsageError(f"the base is quantized ({source})", where=f"--model {files.path}", fix=fix)
 
 
 def find_base(config: ExportConfig, files: list[AdapterFiles]) -> tuple[ExportConfig, LocalModel]:

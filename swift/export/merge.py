@@ -105,7 +105,7 @@ def merge(job: MergeJob, complete: Callable[[Path, MergeProof], None]) -> MergeP
 def _merge_into(staging: Path, job: MergeJob) -> MergeProof:
     """Merge, save to `staging`, read that back; one model in memory at a time."""
     model = load_model(job.base, job.plan)
-    compute = _compute_dtype(job, model)
+    compute = compute_dtype(job, model)
     saved_as = {name: p.dtype for name, p in model.named_parameters()}
     before = {name: bits(p) for name, p in model.named_parameters()}
     own_template_of_weights = model._weight_conversions
@@ -127,7 +127,7 @@ def _merge_into(staging: Path, job: MergeJob) -> MergeProof:
     rounded = logits_of(model, job.prompts)
     del model
     gc.collect()
-    reloaded = logits_of(_plain_load(staging, job, compute), job.prompts)
+    reloaded = logits_of(plain_load(staging, job, compute), job.prompts)
     return MergeProof(
         prompts=len(job.prompts),
         positions=sum(map(len, job.prompts)),
@@ -150,7 +150,7 @@ def _effect(base: list[torch.Tensor], reference: list[torch.Tensor]) -> float:
     return largest_difference([a[:, :size] for a in base], [a[:, :size] for a in reference])
 
 
-def _compute_dtype(job: MergeJob, model) -> torch.dtype:
+def compute_dtype(job: MergeJob, model) -> torch.dtype:
     """float32 when the model fits in it, else the dtype it is in; said."""
     dtype = getattr(torch, job.plan.dtype)
     free, wide = job.plan.device.free_memory(), sum(p.numel() for p in model.parameters()) * 4
@@ -183,7 +183,7 @@ def _round(model, saved_as: dict[str, torch.dtype], default: torch.dtype) -> Non
         parameter.data = parameter.data.to(saved_as.get(name, default))
 
 
-def _plain_load(directory: Path, job: MergeJob, compute: torch.dtype):
+def plain_load(directory: Path, job: MergeJob, compute: torch.dtype):
     """What transformers makes of the written directory, without any option of ours."""
     trust = job.plan.trust_remote_code
     if trust:

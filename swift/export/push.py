@@ -31,7 +31,13 @@ def run(config: ExportConfig, export: Callable[[ExportConfig], int]) -> int:
     )
     if options.to_cached_dataset:
         raise UsageError("a cached data set isn't a model", where="--push_to_hub", fix="leave one of the two out")
-    if not (options.merge_lora or options.to_ollama or config.quantization.quant_method or config.given("quant_bits")):
+    if not (
+        options.merge_lora
+        or options.to_ollama
+        or config.quantization.quant_method
+        or config.given("quant_bits")
+        or options.output_dir
+    ):
         return _as_it_is(config, target)
     if options.output_dir is None:
         raise UsageError("name the directory to write first", where="--push_to_hub", fix="--output_dir DIR")
