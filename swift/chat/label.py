@@ -33,9 +33,11 @@ class Planned:
         """Whether a weight is other than 0 and 1."""
         return any(weight not in (0.0, 1.0) for _, weight in self.spans)
 
-    def goes_on(self, i: int) -> bool:
-        """Whether the next span is another piece of the same turn."""
-        return i + 1 < len(self.spans) and self.spans[i][0][1] == self.spans[i + 1][0][0]
+    @cached_property
+    def goes_on(self) -> tuple[bool, ...]:
+        """For each span, whether the next one is another piece of the same turn."""
+        starts = [start for (start, _), _ in self.spans[1:]] + [-1]
+        return tuple(end == start for ((_, end), _), start in zip(self.spans, starts, strict=False))
 
 
 def label(planned: Planned, tokenized: Tokenized, tokens: Tokens) -> tuple[Encoded, list[int]]:
@@ -45,7 +47,7 @@ def label(planned: Planned, tokenized: Tokenized, tokens: Tokens) -> tuple[Encod
         ids = ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
         return Encoded(ids, list(ids)), [len(ids)]
     found = [tokens.positions(tokenized, span) for span, _ in planned.spans]
-    straddled = any(reached and not (i and planned.goes_on(i - 1)) for i, (_, _, reached) in enumerate(found))
+    straddled = any(reached and not (i and planned.goes_on[i - 1]) for i, (_, _, reached) in enumerate(found))
     notes = (*planned.notes, "straddled") if straddled else planned.notes
     return learned(planned, ids, [(first, last) for first, last, _ in found], notes, eos)
 
@@ -60,7 +62,7 @@ def learned(
         labels[first:last] = ids[first:last] if weight else [IGNORED] * (last - first)
         if scale is not None:
             scale[first:last] = [weight] * (last - first)
-    ends = [last for i, (_, last) in enumerate(ranges) if not planned.goes_on(i)]
+    ends = [last for (_, last), goes_on in zip(ranges, planned.goes_on, strict=True) if not goes_on]
     if planned.add_end and eos is not None:
         ids, labels = [*ids, eos], [*labels, eos]
         scale = None if scale is None else [*scale, planned.spans[-1][1]]

@@ -7,6 +7,7 @@ one also holds characters from before (a newline glued to the header's), the spa
 
 from __future__ import annotations
 
+import json
 import re
 from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
@@ -95,23 +96,25 @@ class Tokens:
     @cached_property
     def _divider(self) -> str:
         """A control token that stands alone beside any text; "" where there is none."""
-        return next((token for token in reversed(self.added) if self._cuts(token)), "")
+        rare_first = [*self.tokenizer.all_special_tokens, *reversed(self.added)]
+        return next((token for token in rare_first if self._cuts(token)), "")
 
     @cached_property
     def _divider_id(self) -> int | None:
         return self.tokenizer.convert_tokens_to_ids(self._divider) if self._divider else None
 
     def _cuts(self, token: str) -> bool:
-        """Whether a token is found whatever stands beside it: it is special, and no other one reaches into it."""
+        """Whether a token is found whatever stands beside it: no other one reaches into it."""
         if token not in self._controls:
             added = {str(one): one for one in self.tokenizer.added_tokens_decoder.values()}
             own = added.get(token)
-            self._controls[token] = (
-                own is not None
-                and token == token.strip()
-                and not (own.normalized or own.lstrip or own.rstrip or own.single_word)
-                and not any(_reaches(other, token) for other in added if other != token)
-            )
+            plain = own is not None and token == token.strip() and not (own.lstrip or own.rstrip or own.single_word)
+            others = [other for other in added if other != token]
+            self._controls[token] = plain and not any(_reaches(other, token) for other in others)
+            if self._controls[token] and own.normalized:
+                # looked for after all the others, in the normalized text
+                taken = any(not added[other].normalized and _reaches(token, other) for other in others)
+                self._controls[token] = not (taken or _normalizes(self.tokenizer))
         return self._controls[token]
 
     def token_id(self, text: str) -> int | None:
@@ -163,6 +166,12 @@ def _split(ids: list[int], divider: int | None, count: int) -> list[list[int]] |
 def _reaches(other: str, token: str) -> bool:
     """Whether `other`, found first, could take characters of `token`."""
     return token in other or any(other.endswith(token[:size]) for size in range(1, len(token)))
+
+
+def _normalizes(tokenizer: Any) -> bool:
+    """Whether texts are changed before they are cut into tokens."""
+    normalizer = tokenizer.backend_tokenizer.normalizer
+    return normalizer is not None and json.loads(normalizer.__getstate__()) != {"type": "Sequence", "normalizers": []}
 
 
 def _separable(tokenizer: Any) -> bool:

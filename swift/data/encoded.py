@@ -10,7 +10,6 @@ import hashlib
 import json
 from array import array
 from collections.abc import Iterable, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -206,4 +205,7 @@ class Builder:
 
 def _flat(parts: Iterable[Sequence[int]]) -> np.ndarray:
     """int32 [sum of lengths]"""
-    return np.frombuffer(array("i", chain.from_iterable(parts)) or b"", np.int32)
+    whole: list[int] = []
+    for part in parts:  # twice as fast as an iterator over all
+        whole += part
+    return np.frombuffer(array("i", whole) or b"", np.int32)

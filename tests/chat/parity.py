@@ -152,8 +152,8 @@ def _learned(reference: Reference, turn: int, text: str, parts: list) -> str:
             bare.startswith(text) and text.endswith(tuple(stops)) and bare[len(text) :].strip() in stops
         ):
             return ""
-    elif text == reply or (text.startswith(bare) and text[len(bare) :].strip() in stops):
-        return ""  # without an end, or with one that the next message's block writes
+    elif text == reply or (text.startswith(bare) and text[len(bare) :].strip() in ("", *stops)):
+        return ""  # without an end (white space may share a token with what follows), or the next block writes it
     short = text.rstrip()
     if any("no_end" in p.notes for p in parts) and bare.startswith(short) and bare[len(short) :].strip() in stops:
         return ""
