@@ -19,6 +19,8 @@ from torch import nn
 HARMLESS = {"dtype", "device", "shape", "ndim", "is_meta", "numel", "size", "requires_grad", "register_hook"}
 # conditions of code that no release runs: layers computed in slices as they were in training, to the last bit
 UNUSED = ("pretraining_tp", "slow_but_exact")
+# modules whose classes are no layers of an architecture
+NO_MODEL = ("torch.", "builtins", "peft.", "bitsandbytes.", "transformers.")
 SETUP = {"__init__", "_init_weights", "reset_parameters", "tie_weights", "post_init", "extra_repr"}
 
 
@@ -101,10 +103,10 @@ def _is_linear(layer: nn.Module) -> bool:
 
 @cache
 def _read_past(kind: type) -> frozenset[str]:
-    """Names X of children with `self.X.weight` in a method of the class or of its bases, layers of torch excepted."""
+    """Names X of children with `self.X.weight` in a method of the class or of its bases, libraries' own excepted."""
     names: set[str] = set()
     for base in kind.__mro__:
-        if base.__module__.split(".")[0] in ("torch", "builtins", "peft", "bitsandbytes"):
+        if base.__module__.startswith(NO_MODEL) and not base.__module__.startswith("transformers.models."):
             continue
         try:
             tree = ast.parse(textwrap.dedent(inspect.getsource(base)))

@@ -19,6 +19,15 @@ from swift.catalog.status import BY_DESIGN, status_text
 from tests.matrix.steps import STEP_ORDER, run_steps
 
 
+PRELOADED = (
+    *("bitsandbytes", "datasets", "matplotlib.backends.backend_agg", "matplotlib.figure", "pandas", "peft", "trl"),
+    *("swift.advise.fit", "swift.data.encoded", "swift.engines.pt", "swift.export.export", "swift.export.merge"),
+    *("swift.models.bnb", "swift.models.tuners", "swift.train.arguments", "swift.train.benchmarks"),
+    *("swift.train.build", "swift.train.curves", "swift.train.loop", "swift.train.run", "swift.train.sft"),
+    *("transformers.trainer", "transformers.quantizers.quantizer_bnb_4bit", "transformers.generation"),
+)
+
+
 class Child(NamedTuple):
     name: str
     pid: int
@@ -82,17 +91,17 @@ def run_all(
 
 def _load_libraries() -> None:
     """What every child needs, loaded once."""
-    import bitsandbytes  # noqa: F401
-    import peft  # noqa: F401
+    import gc
+    import importlib
+
     import torch
     import transformers
 
-    import swift.engines.pt
-    import swift.export.merge
-    import swift.train.run  # noqa: F401
-
+    for name in PRELOADED:
+        importlib.import_module(name)
     torch.set_num_threads(1)
     transformers.logging.set_verbosity_error()
+    gc.freeze()  # collections in the children pass over all this
 
 
 def _start(name: str, results: Path) -> Child:
