@@ -18,7 +18,6 @@ from typing import Any, NamedTuple
 from swift.catalog.status import BY_DESIGN, status_text
 from tests.matrix.steps import STEP_ORDER, run_steps
 
-
 PRELOADED = (
     *("bitsandbytes", "datasets", "matplotlib.backends.backend_agg", "matplotlib.figure", "pandas", "peft", "trl"),
     *("swift.advise.fit", "swift.data.encoded", "swift.engines.pt", "swift.export.export", "swift.export.merge"),
