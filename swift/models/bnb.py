@@ -4,6 +4,7 @@ don't take.
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from swift.hub.resources import human_bytes
 from swift.models.bypass import bypassed, linear_by_another_name, odd_layers
 from swift.models.packed import PackedExperts, can_pack, fused_experts, pack
 from swift.models.plan import LoadPlan
+from swift.models.targets import routers
 
 METHOD = "bitsandbytes_and_experts"  # the name that our quantizers are registered under, with the bits
 
@@ -22,7 +24,7 @@ def bitsandbytes_config(plan: LoadPlan, skeleton: torch.nn.Module):
     from transformers.quantizers.base import get_keys_to_not_convert
 
     quant = plan.quant
-    kept = [*get_keys_to_not_convert(skeleton), *bypassed(skeleton), *odd_layers(skeleton)]
+    kept = [*get_keys_to_not_convert(skeleton), *bypassed(skeleton), *odd_layers(skeleton), *routers(skeleton)]
     if quant.quant_bits == 8:
         made = BitsAndBytesConfig(load_in_8bit=True, llm_int8_skip_modules=kept)
     else:
@@ -110,37 +112,41 @@ def any_shape(model: torch.nn.Module, training: bool) -> None:
     8 bits: bitsandbytes flattens inputs of three dimensions only; the multi-head latent attention of DeepSeek and its
     kin has four. 4 bits: its CPU kernel repacks weights whose rows are a multiple of 32 and whose columns one of the
     block size, and fails on others instead of computing without it; once it has repacked a layer (in the first
-    evaluation of a training, say), no gradient passes through that layer any more.
+    evaluation of a training, say), no gradient passes through that layer any more. And it reads a transposed input
+    as if it weren't (Mamba's layers get such).
     """
     import bitsandbytes as bnb
 
+    eight, four = _layer_classes()
     for layer in model.modules():
         if type(layer) is bnb.nn.Linear8bitLt:
-            layer.__class__ = _int8_layer()
-        elif isinstance(layer, bnb.nn.Linear4bit):
+            layer.__class__ = eight
+        elif type(layer) is bnb.nn.Linear4bit:
+            layer.__class__ = four
             block = layer.weight.quant_state.blocksize if layer.weight.quant_state is not None else 64
             if training or layer.out_features % 32 or layer.in_features % block:
                 layer.support_avx512bf16_for_cpu = False
 
 
-def _int8_layer() -> type:
-    global _Int8
-    if _Int8 is None:
-        import bitsandbytes as bnb
+@functools.cache
+def _layer_classes() -> tuple[type, type]:
+    import bitsandbytes as bnb
 
-        class Linear8bitLt(bnb.nn.Linear8bitLt):
-            """The layer of bitsandbytes for inputs of any number of dimensions."""
+    class Linear8bitLt(bnb.nn.Linear8bitLt):
+        """The layer of bitsandbytes for inputs of any number of dimensions."""
 
-            def forward(self, x: torch.Tensor) -> torch.Tensor:
-                if x.ndim <= 3:
-                    return super().forward(x)
-                return super().forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if x.ndim <= 3:
+                return super().forward(x)
+            return super().forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
 
-        _Int8 = Linear8bitLt
-    return _Int8
+    class Linear4bit(bnb.nn.Linear4bit):
+        """The layer of bitsandbytes for inputs in any order in memory."""
 
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return super().forward(x.contiguous())
 
-_Int8: type | None = None
+    return Linear8bitLt, Linear4bit
 
 
 def quantized_weights(model: torch.nn.Module) -> tuple[int, int]:

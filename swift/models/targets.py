@@ -72,7 +72,7 @@ def survey(model: nn.Module) -> Layers:
     for name, module in model.named_modules():
         if inside is not None and name.partition(".")[0] != inside:
             continue  # a classifier's own head trains whole
-        if isinstance(module, (nn.Linear, Conv1D)) or (quantized and "Linear" in type(module).__name__):
+        if isinstance(module, (nn.Linear, Conv1D)) or (quantized and _is_leaf_linear(module)):
             linear.append(name)
         elif isinstance(module, nn.Embedding):
             embedding.append(name)
@@ -95,6 +95,16 @@ def survey(model: nn.Module) -> Layers:
         experts=experts,
         unreachable=_unreachable(model, linear),
     )
+
+
+def _is_leaf_linear(module: nn.Module) -> bool:
+    """A quantized library's linear layer: by its class's name, and not a module around one."""
+    return "Linear" in type(module).__name__ and not any(True for _ in module.children())
+
+
+def routers(model: nn.Module) -> tuple[str, ...]:
+    """Full names of the linear layers that choose experts."""
+    return _routers(model, [name for name, module in model.named_modules() if isinstance(module, nn.Linear)])[0]
 
 
 def _routers(model: nn.Module, linear: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
@@ -124,7 +134,7 @@ def _expert_count(experts: nn.Module) -> int:
 
 def _unreachable(model: nn.Module, linear: Sequence[str]) -> tuple[str, ...]:
     """Layers whose weight the model reads past the module, so that an adapter there has no effect (Mamba's kernels and
-    their like); peft refuses some of them.
+    their like; peft refuses some of them), and layers that share their weight.
     """
     from peft import LoraConfig
     from peft.tuners.tuners_utils import _check_lora_target_modules_mamba
@@ -135,8 +145,20 @@ def _unreachable(model: nn.Module, linear: Sequence[str]) -> tuple[str, ...]:
             _check_lora_target_modules_mamba(LoraConfig(), model, leaf)
         except ValueError:
             refused.add(leaf)
-    past = set(bypassed(model))
+    past = set(bypassed(model)) | _sharing(model, linear)
     return tuple(name for name in linear if name in past or name.rpartition(".")[2] in refused)
+
+
+def _sharing(model: nn.Module, linear: Sequence[str]) -> set[str]:
+    """Layers that share their weight with another one (the blocks of Zamba2): each would get an adapter of its own, and
+    no merged weight could be both.
+    """
+    owners: dict[int, list[str]] = {}
+    for name in linear:
+        weight = getattr(model.get_submodule(name), "weight", None)
+        if isinstance(weight, nn.Parameter):
+            owners.setdefault(id(weight), []).append(name)
+    return {name for names in owners.values() if len(names) > 1 for name in names}
 
 
 def resolve_targets(model: nn.Module, tuner: TunerOptions) -> Targets:
@@ -216,7 +238,8 @@ def _all_linear(layers: Layers, tuner: TunerOptions, notes: list[str]) -> tuple[
         names = leaves([*layers.routers, *(n.removesuffix(".weight") for n in layers.router_parameters)])
         notes.append(f"the routers ({', '.join(names)}) are not trained; --target_modules all-linear all-router would")
     if layers.unreachable:
-        notes.append(f"left out, the model's kernels bypass them: {', '.join(leaves(layers.unreachable))}")
+        why = "the model reads their weights past them, or shares them between layers"
+        notes.append(f"left out, {why}: {', '.join(leaves(layers.unreachable))}")
     if not layers.experts or tuner.freeze_llm:
         return modules, []
     count = len(leaves(layers.experts))

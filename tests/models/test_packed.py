@@ -106,6 +106,20 @@ def test_gradients_pass_after_an_evaluation(tmp_path):
 
 
 @pytest.mark.parametrize("bits", [8, 4])
+def test_layers_take_inputs_of_any_shape_and_order(tmp_path, bits):
+    tiny.checkpoint(tmp_path / "dense", "llama", head_dim=16)
+    files = check_model_files(tmp_path / "dense")
+    options = QuantizationOptions(quant_method="bnb", quant_bits=bits)
+    plan = plan_loading(ModelOptions(torch_dtype="float32"), options, files, pick_device(True), training=False)
+    layer = load_model(tmp_path / "dense", plan).model.layers[0].mlp.gate_proj
+    x = torch.randn(2, 3, 64, 5, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        straight = layer(x.transpose(2, 3).contiguous().reshape(-1, 64)).reshape(2, 3, 5, -1)
+        torch.testing.assert_close(layer(x.transpose(2, 3)), straight)
+        torch.testing.assert_close(layer(x[0].transpose(1, 2)), straight[0])
+
+
+@pytest.mark.parametrize("bits", [8, 4])
 def test_lora_over_packed_experts_has_the_gradients_of_lora_over_the_plain_numbers(tmp_path, bits):
     tiny.checkpoint(tmp_path / "moe", "qwen3_moe")
     model, _ = quantized(tmp_path / "moe", bits)
