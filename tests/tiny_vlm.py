@@ -3,6 +3,7 @@ have. Those here need no torchvision; `FAMILIES` differ in how pixels and placeh
 
 llava: one placeholder, one tensor row for each image. gemma3: text around the placeholder, kinds of tokens.
 idefics3: images by row and mask of pixels, tiles written as text. mllama: cross attention, nothing expanded.
+qwen2_5_vl: patches in one row, tokens placed in space; its video part is there where torchvision is.
 """
 
 from __future__ import annotations
@@ -146,8 +147,7 @@ def qwen2_audio():
     return kind, config, tf.Qwen2AudioProcessor(tf.WhisperFeatureExtractor(feature_size=80), t)
 
 
-# Families whose processor holds a video part, or whose image part is torchvision's: `VIDEO` are checked by slow tests
-# where torchvision is.
+# `MORE` are checked by slow tests.
 
 MROPE = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
 QWEN = dict(depth=2, num_heads=2, patch_size=14)
@@ -167,15 +167,22 @@ def _qwen_tokenizer():
 
 def _qwen(name: str, vision: dict, patch: int = 14, **text):
     import transformers as tf
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+    from transformers.utils import is_torchvision_available
+
+    from swift.compat.no_torchvision import NoVideo, images_without_torchvision
 
     t, ids = _qwen_tokenizer()
     t.image_token, t.video_token = "<|image_pad|>", "<|video_pad|>"
     text = dict(TEXT, num_key_value_heads=2, vocab_size=len(t), rope_parameters=MROPE, **text)
     config = getattr(tf, f"{name}Config")(text_config=text, vision_config=vision, **ids)
-    images = tf.Qwen2VLImageProcessor(patch_size=patch, min_pixels=28 * 28, max_pixels=56 * 84)
-    older = name in ("Qwen2VL", "Qwen2_5_VL")
-    videos = (tf.Qwen2VLVideoProcessor if older else tf.Qwen3VLVideoProcessor)(patch_size=patch)
-    processor = getattr(tf, f"{name}Processor")(image_processor=images, tokenizer=t, video_processor=videos)
+    images = Qwen2VLImageProcessorPil(patch_size=patch, min_pixels=28 * 28, max_pixels=56 * 84)
+    videos = NoVideo()
+    if is_torchvision_available():
+        older = name in ("Qwen2VL", "Qwen2_5_VL")
+        videos = (tf.Qwen2VLVideoProcessor if older else tf.Qwen3VLVideoProcessor)(patch_size=patch)
+    with images_without_torchvision():
+        processor = getattr(tf, f"{name}Processor")(image_processor=images, tokenizer=t, video_processor=videos)
     return getattr(tf, f"{name}ForConditionalGeneration"), config, processor
 
 
@@ -230,21 +237,26 @@ def pixtral():
     return tf.LlavaForConditionalGeneration, config, tf.PixtralProcessor(images, t, patch_size=14)
 
 
-VIDEO = {
+MORE = {
     "qwen2_vl": qwen2_vl,
-    "qwen2_5_vl": qwen2_5_vl,
     "qwen3_vl": qwen3_vl,
     "llava_next": llava_next,
     "pixtral": pixtral,
 }
-FAMILIES = {"llava": llava, "gemma3": gemma3, "idefics3": idefics3, "mllama": mllama}
+FAMILIES = {
+    "llava": llava,
+    "gemma3": gemma3,
+    "idefics3": idefics3,
+    "mllama": mllama,
+    "qwen2_5_vl": qwen2_5_vl,
+}
 
 
 def checkpoint(path: Path, family: str = "llava") -> Path:
     """Save a tiny model and its processor as a plain transformers directory; what it sees shows in its logits."""
     import torch
 
-    kind, config, processor = (FAMILIES | VIDEO | {"qwen2_audio": qwen2_audio})[family]()
+    kind, config, processor = (FAMILIES | MORE | {"qwen2_audio": qwen2_audio})[family]()
     torch.manual_seed(0)
     model = kind(config).eval()
     with torch.no_grad():

@@ -148,7 +148,7 @@ class Processing:
     def kinds(self) -> frozenset[str]:
         """Of "image", "video" and "audio" those that the processor has a part for."""
         return frozenset(
-            kind for kind, parts in PARTS.items() if any(getattr(self.processor, p, None) is not None for p in parts)
+            kind for kind, parts in PARTS.items() if any(getattr(self.processor, part, None) for part in parts)
         )
 
     @property
@@ -159,7 +159,8 @@ class Processing:
 
     def _check_kind(self, name: str) -> None:
         if name.removesuffix("s") not in self.kinds:
-            raise DataError(f"the model takes no {name}")
+            more = " without torchvision" if name == "videos" else ""
+            raise DataError(f"the model takes no {name}{more}")
 
     def _placeholders(self) -> frozenset[int]:
         """Ids of image, video and audio tokens, as far as the processor names them."""

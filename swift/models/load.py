@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from swift.compat.fp8_blocks import true_fp8_blocks
+from swift.compat.no_torchvision import images_without_torchvision
 from swift.errors import MissingPackage, ModelFileError, ResourceError, SwiftError, UsageError
 from swift.hub.files import check_model_files
 from swift.models.bnb import any_shape, bitsandbytes_config, quantized_share
@@ -89,7 +90,7 @@ def load_processor(path: Path | str, *, trust_remote_code: bool = False):
         return None
     from transformers import AutoProcessor
 
-    with quiet(), _explained(path):
+    with quiet(), _explained(path), images_without_torchvision():
         return AutoProcessor.from_pretrained(path, local_files_only=True, trust_remote_code=trust_remote_code)
 
 

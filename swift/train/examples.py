@@ -20,7 +20,7 @@ from swift.data.heads import HeadCollator, HeadDataset
 from swift.data.media_batch import MediaCollator
 from swift.data.prepare import refuse_nothing, use_template
 from swift.data.processors import find_processing
-from swift.errors import DataError, UsageError
+from swift.errors import DataError, MissingPackage, UsageError
 from swift.hub import LocalModel
 from swift.train.head_rows import prepare_heads
 
@@ -129,6 +129,11 @@ def _collator(config: SftConfig, prepared: Prepared, tokenizer: Any) -> PadColla
     processing = prepared.encoder.processor
     if processing is None:
         return pad
+    if not (prepared.train.media or (prepared.val is not None and prepared.val.media)):
+        try:
+            processing.processor  # noqa: B018  rows of text don't need what only images need
+        except MissingPackage:
+            return pad
     for split, size in (
         (prepared.train, config.training.per_device_train_batch_size),
         (prepared.val, config.evaluation.per_device_eval_batch_size),

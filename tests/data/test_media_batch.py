@@ -19,23 +19,24 @@ from swift.data.media_batch import MediaCollator
 from swift.data.report import DataReport
 from swift.data.rows import Rows
 from swift.errors import DataError, TemplateError
+from swift.models.load import load_processor
 from tests import tiny_vlm
 
 ANSWERS = ["A cat and a dog.", "Paris.", "One plus one is two, and a short story."]
 PICTURED = [{"role": "user", "content": [{"type": "image"}]}]
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in tiny_vlm.VIDEO]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in tiny_vlm.MORE]
 
 
 @pytest.fixture(scope="module", params=[*tiny_vlm.FAMILIES, *SLOW])
 def family(request, tmp_path_factory):
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
-    if request.param in tiny_vlm.VIDEO:
+    if request.param == "pixtral":
         pytest.importorskip("torchvision")
     path = tiny_vlm.checkpoint(tmp_path_factory.mktemp(request.param), request.param)
-    return AutoProcessor.from_pretrained(path), AutoModelForImageTextToText.from_pretrained(path).eval()
+    return load_processor(path), AutoModelForImageTextToText.from_pretrained(path).eval()
 
 
 @pytest.fixture
@@ -152,12 +153,11 @@ def test_a_batch_of_text_alone_trains(family):
 
 def test_what_can_t_be_read_is_a_row_with_a_place(tmp_path):
     path = tiny_vlm.checkpoint(tmp_path / "model")
-    from transformers import AutoProcessor
 
     good, broken = tiny_vlm.picture(tmp_path / "good.png"), tmp_path / "broken.png"
     broken.write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     rows = [{"messages": asked("<image>What?", "A cat."), "images": [image]} for image in (good, str(broken), good)]
-    processor = AutoProcessor.from_pretrained(path)
+    processor = load_processor(path)
     report = DataReport()
     examples = encode_rows(Rows.of(rows), ChatEncoder(processor.tokenizer, processor=processor), report=report)
     assert len(examples) == 2 and report.split("train").drops.total == 1

@@ -14,23 +14,24 @@ from swift.engines.protocol import GenerationRequest, PromptTooLong, Sampling, g
 from swift.engines.pt import PtEngine
 from swift.engines.wire import Dialect, ask_messages
 from swift.errors import DataError
+from swift.models.load import load_processor
 from tests import tiny_vlm
 
 GREEDY = Sampling(max_new_tokens=12, temperature=0.0)
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in tiny_vlm.VIDEO]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in tiny_vlm.MORE]
 
 
 @pytest.fixture(scope="module", params=[*tiny_vlm.FAMILIES, *SLOW])
 def family(request, tmp_path_factory):
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
-    if request.param in tiny_vlm.VIDEO:
+    if request.param == "pixtral":
         pytest.importorskip("torchvision")
     path = tiny_vlm.checkpoint(tmp_path_factory.mktemp(request.param), request.param)
     model = AutoModelForImageTextToText.from_pretrained(path).eval()
-    return AutoProcessor.from_pretrained(path), model
+    return load_processor(path), model
 
 
 @pytest.fixture
