@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import gc
 import logging
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from swift import runs
 from swift.config.commands import ExportConfig
 from swift.config.record import explain, save_args
 from swift.errors import ExportError, UsageError
+from swift.export.writing import written_aside
 from swift.hub import LocalModel, ModelFiles, check_model_files
 from swift.hub.resources import check_disk
 from swift.models.plan import ITEM_BYTES
@@ -70,9 +70,7 @@ def _convert(
 
     prompts = [tokenizer(text)["input_ids"][:MOST_TOKENS] for text in PROMPTS]
     job = MergeJob(base, files, (), out, dataclasses.replace(plan, dtype=dtype), prompts, config.export.max_shard_size)
-    staging = out.absolute().with_name(f"{runs.STAGING_PREFIX}{out.name}")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
+    with written_aside(out) as staging:
         report = _write(config, job, plan, staging)
         facts = {"base": str(model.path), "dtype": dtype, "source_dtype": plan.dtype}
         (staging / "README.md").write_text(_card(config, dtype, report), encoding="utf-8")
@@ -80,10 +78,6 @@ def _convert(
         gone = {name: None for name in ("model", "torch_dtype", "model_revision")}
         save_args(staging, "export", config.replace(gone, "decided", "converted"), converted_from=facts)
         runs.commit_dir(staging, out.absolute(), kind="converted_model", **facts)
-    except OSError as error:
-        raise runs.disk_error(error, out) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     log.info("converted model: %s", out)
 
 

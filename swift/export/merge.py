@@ -19,6 +19,7 @@ import torch
 from swift import runs
 from swift.errors import ExportError, UsageError
 from swift.export.proof import MergeProof, largest_difference, logits_of, top1_agreement
+from swift.export.writing import written_aside
 from swift.hub.files import ModelFiles
 from swift.hub.resources import check_disk, human_bytes
 from swift.models.adapters import load_adapters
@@ -82,9 +83,7 @@ def merge(job: MergeJob, complete: Callable[[Path, MergeProof], None]) -> MergeP
     runs.ensure_writable_dir(out.absolute().parent)
     needed = job.files.parameters * ITEM_BYTES[job.plan.dtype]
     check_disk(out, int(needed * 1.05), "the merged model")
-    staging = out.absolute().with_name(f"{runs.STAGING_PREFIX}{out.name}")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
+    with written_aside(out) as staging:
         proof = _merge_into(staging, job)
         for line in proof.lines():
             log.info(line)
@@ -95,10 +94,6 @@ def merge(job: MergeJob, complete: Callable[[Path, MergeProof], None]) -> MergeP
         complete(staging, proof)
         runs.write_json(staging / "export_report.json", {"kind": "merge", **proof.to_json()})
         runs.commit_dir(staging, out.absolute(), kind="merged_model")
-    except OSError as error:
-        raise runs.disk_error(error, out) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     return proof
 
 

@@ -22,6 +22,7 @@ from swift.config.commands import ExportConfig
 from swift.config.record import explain, save_args
 from swift.errors import ExportError, MissingPackage, UsageError
 from swift.export.gguf_types import decide_type
+from swift.export.writing import written_aside
 from swift.hub import LocalModel, ModelFiles, check_model_files
 from swift.hub.resources import check_disk, human_bytes
 
@@ -250,18 +251,12 @@ def _quantize(
     calibrated = config.quantization.quant_method in CALIBRATED
     rows = gather(config, model, files, tokenizer, calibrated, config.chat.max_length or 0)
     job = QuantJob(config, base, files, plan, rows, tokenizer, tokenizer.chat_template, work)
-    staging = out.absolute().with_name(f"{runs.STAGING_PREFIX}{out.name}")
-    shutil.rmtree(staging, ignore_errors=True)
-    try:
+    with written_aside(out) as staging:
         report = _prove(job, staging, start)
         (staging / "README.md").write_text(card(job, model, adapters, report), encoding="utf-8")
         runs.write_json(staging / "quantization_report.json", report.to_json())
         save_args(staging, "export", _absorbed(config), quantized_from=lineage(model, adapters))
         runs.commit_dir(staging, out.absolute(), kind="quantized_model", **lineage(model, adapters))
-    except OSError as error:
-        raise runs.disk_error(error, out) from error
-    finally:
-        shutil.rmtree(staging, ignore_errors=True)
     shutil.rmtree(work, ignore_errors=True)
     log.info("quantized model: %s", out)
 
