@@ -30,6 +30,7 @@ from swift.hub.resources import available_memory
 log = logging.getLogger("swift")
 
 LEAST_COLUMNS = 128  # of the smallest pool; each further one has twice as many
+MOST_KEPT = 64  # beginnings; their tokens are at most a sixteenth of the capacity
 LEAST_SHARED = 16  # a common beginning shorter than this is computed again
 TOLERANCE = {torch.float32: 1e-3}  # largest difference of a log-probability in the check; HALF_TOLERANCE otherwise
 HALF_TOLERANCE = 0.5
@@ -156,6 +157,7 @@ class Row:
         self.strip: Strip | None = None
         self.pool: Pool | None = None
         self.done = 0  # tokens whose keys and values are there
+        self.dtype = torch.float32  # of its keys and values as the model makes them
 
     @property
     def columns(self) -> int:
@@ -166,7 +168,7 @@ class Rows:
     """The requests under way. `capacity` in tokens bounds what all rows and kept beginnings may hold."""
 
     def __init__(self, model: RaggedModel, capacity: int):
-        self._model, self.capacity = model, capacity
+        self._model, self.capacity, self.most_kept = model, capacity, capacity // 16
         self._pools: dict[int, Pool] = {}
         self._members: dict[int, list[Row]] = {}
         self._filling: list[Row] = []
@@ -209,13 +211,14 @@ class Rows:
                     if keep:
                         strip = Strip(row.done)
                         for layer, (keys, values) in self._pools[columns].row(at).items():
-                            strip.write(layer, 0, keys[:, : row.done], values[:, : row.done])
+                            both = (states[:, : row.done].to(row.dtype) for states in (keys, values))
+                            strip.write(layer, 0, *both)
                         strip.done = row.done
                         self._kept.put(row.state, strip)
                     self._pools[columns].remove(at)
                     members[at] = members[-1]
                     members.pop()
-        self._kept.shrink(self.capacity - self.held)
+        self._kept.shrink(min(self.capacity - self.held, self.most_kept))
 
     def clear(self) -> None:
         self._pools, self._members, self._filling, self._kept = {}, {}, [], Beginnings()
@@ -288,6 +291,7 @@ class Rows:
         self._filling = [row for row in self._filling if not (row.strip and row.done == row.strip.columns)]
         for row in arrived:
             assert row.strip is not None
+            row.dtype = next(iter(row.strip.layers.values()))[0].dtype
             self._enter(row, row.strip.layers)
             self._kept.put(row.state, row.strip)
             row.strip = None
@@ -299,7 +303,7 @@ class Rows:
                     self._pools[columns].remove(at)
                     members[at] = members[-1]
                     members.pop()
-        self._kept.shrink(self.capacity - self.held)
+        self._kept.shrink(min(self.capacity - self.held, self.most_kept))
 
     def _enter(self, row: Row, layers: Layers) -> None:
         columns = pool_size(row.done + 1)
@@ -389,7 +393,7 @@ class Beginnings:
 
     def shrink(self, tokens: int) -> None:
         held = sum(strip.done for strip in self._strips.values())
-        while held > max(tokens, 0):
+        while held > max(tokens, 0) or len(self._strips) > MOST_KEPT:
             _, strip = self._strips.popitem(last=False)
             held -= strip.done
 

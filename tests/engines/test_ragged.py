@@ -94,6 +94,20 @@ def test_a_common_beginning_is_computed_once_and_changes_nothing(family, chunk, 
     assert again.usage.cached_tokens == len(prompts[0]) + 9  # the last token of an answer was never computed
 
 
+def test_a_conversation_in_bfloat16_goes_on_from_its_earlier_turns(tokenizer):
+    """Keys and values that were float32 while their row ran are the model's again when another row begins with them."""
+    model = endless("llama").bfloat16()
+    engine = PtEngine(model, tokenizer, max_batch_size=2)
+    try:
+        talk = prompts_of()[-1]
+        for turn in range(3):
+            answer = generate(engine, greedy(talk, 6))
+            assert answer.usage.cached_tokens == (len(talk) - 4 if turn else 0)  # all but the newest three and the last
+            talk = talk + list(answer.token_ids) + [7, 8, 9]
+    finally:
+        engine.close()
+
+
 def test_too_little_memory_for_all_makes_some_wait_and_loses_nothing(llama, tokenizer, monkeypatch):
     """Room for three small rows: later ones wait, growing ones push the newest out, which begins again."""
     monkeypatch.setattr("swift.engines.pt.kv_capacity", lambda model, context: 3 * 128)
