@@ -23,9 +23,9 @@ from swift.advise.activations import (
 from swift.advise.layers import Layer, Linear, Shape
 from swift.advise.shape import shape_of
 
-# The process before any model: Python, torch, transformers and peft on the CPU; the driver's context, kernels and
-# cuBLAS workspaces on a GPU.
-CPU_FRAMEWORK = 550_000_000
+# The process before any model: Python, torch, transformers and, for training, peft and the trainer on the CPU; the
+# driver's context, kernels and cuBLAS workspaces on a GPU.
+CPU_FRAMEWORK, CPU_TRAINING = 550_000_000, 615_000_000
 GPU_CONTEXT = 600_000_000
 GPU_SLACK = 0.05  # of activations: blocks that torch's allocator can't reuse
 # On the CPU glibc keeps freed blocks below 32 MiB, and aligned ones it can hardly reuse: shares, measured with glibc
@@ -34,6 +34,7 @@ HEAP_BLOCK = 32 << 20
 HEAP_LORA, HEAP_FULL = 0.75, 0.35
 # What one label position's logits cost in the loss, per vocabulary entry: log-probabilities and two gradients, float32
 LOSS_BYTES = 12
+LEAN_CHUNK = 32 << 20  # bytes of float32 logits that the lean head has at once
 # bytes of state per trained parameter of `size` bytes; optimizers not named keep two values of the parameter's size
 OPTIMIZER_STATE: dict[str, tuple[float, float]] = {  # name -> (values of the parameter's size, bytes on top)
     "sgd": (0, 0),
@@ -58,6 +59,7 @@ NF4_BYTES, NF4_DOUBLE_BYTES = 0.5 + 4 / 64, 0.5 + 1 / 64 + 4 / (64 * 256)
 @dataclass(frozen=True)
 class Training:
     """Options of one training step, as plain values; `label_share`: share of the tokens that the loss sees.
+    `lean_head`: logits exist in chunks only, and their gradient is taken on the way.
 
     `weight_bits`: 8 or 4 with bitsandbytes, 0 for plain weights of `dtype`. `rows_differ`: rows of a batch differ in
     length, so there is padding and an attention mask. `processes`: data-parallel ones, each with a whole model.
@@ -82,6 +84,7 @@ class Training:
     weight_bits: int = 0
     double_quant: bool = True
     attention: str = "sdpa"
+    lean_head: bool = False
     label_share: float = 1.0
     rows_differ: bool = True
     processes: int = 1
@@ -152,13 +155,15 @@ def estimate(
         "activations": int(activations * (1 + slack)),
         "logits": int(logits * (1 + slack)),
         "allocator": int(_kept_by_heap(shape, training, regime)),
-        "framework": framework_bytes(training.device),
+        "framework": framework_bytes(training.device, training=True),
     }
     return Estimate(parts, trainable)
 
 
-def framework_bytes(device: str) -> int:
-    return CPU_FRAMEWORK if device in ("cpu", "mps") else GPU_CONTEXT
+def framework_bytes(device: str, training: bool = False) -> int:
+    if device not in ("cpu", "mps"):
+        return GPU_CONTEXT
+    return CPU_TRAINING if training else CPU_FRAMEWORK
 
 
 def weight_bytes(
@@ -237,16 +242,28 @@ def _dynamic(shape: Shape, training: Training, regime: Regime, gradients: int) -
     else:
         kept = sum(per_layer)
         at_work = max((_working(x, tokens, training.length, shape, regime) for x in shape.layers), default=0)
-    logits = tokens * training.label_share * shape.vocab * (LOSS_BYTES + item * shape.final_softcap)
     earlier = gradients if training.accumulation > 1 else 0
-    # a tied embedding has two gradients, from both of its ends, and then their sum
-    last = 2 * shape.embedding * item if regime.full and shape.tied else 0
+    # a tied embedding has two gradients, from both of its ends, and then their sum; with the lean head all at once
+    last = (2 + training.lean_head) * shape.embedding * item if regime.full and shape.tied else 0
+    if training.lean_head:
+        logits, ahead = _lean_logits(shape, training, regime, tokens * training.label_share)
+    else:
+        logits, ahead = tokens * training.label_share * shape.vocab * (LOSS_BYTES + item * shape.final_softcap), 0.0
     moments = [
-        (kept + end, logits, earlier),
-        (kept + at_work, 0.0, earlier),
+        (kept + end, logits + ahead, earlier),
+        (kept + at_work, ahead, earlier),
         ((at_work if training.checkpointing else 0) + last, 0.0, gradients),
     ]
     return max(moments, key=sum)
+
+
+def _lean_logits(shape: Shape, training: Training, regime: Regime, labels: float) -> tuple[float, float]:
+    """(a chunk of logits at work, gradients that are there before the backward pass: of the head and its input)."""
+    item = regime.item
+    chunk = min(LEAN_CHUNK, labels * shape.vocab * WIDE)
+    copies = 1 + shape.final_softcap + (2 * item / WIDE if item < WIDE else 0)
+    head = shape.embedding * WIDE if training.full else 0
+    return chunk * copies, labels * shape.hidden * item + head
 
 
 def _kept_by_heap(shape: Shape, training: Training, regime: Regime) -> float:

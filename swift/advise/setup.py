@@ -53,8 +53,10 @@ def training_of(config: SftConfig, facts: ModelFacts, machine: Machine, data: Ro
         weight_bits=bits,
         double_quant=quant.bnb_4bit_use_double_quant,
         attention=config.model.attn_impl or "sdpa",
+        lean_head=bool(training.lean_head),
         label_share=data.answer_share,
-        rows_differ=data.assumed or len(set(data.lengths)) > 1,
+        # rows that stand one behind the other need no mask
+        rows_differ=not training.padding_free and (data.assumed or len(set(data.lengths)) > 1),
         processes=machine.count,
         device=machine.kind,
         glibc=machine.kind == "cpu" and uses_glibc(),

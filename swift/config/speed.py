@@ -47,8 +47,8 @@ def _against_fusing(config: SftConfig) -> str | None:
     training = config.training
     if config.head.task_type != "causal_lm":
         return f"--task_type {config.head.task_type} has a head of its own"
-    if training.fsdp:
-        return "with --fsdp the weights are spread over processes"
+    if training.fsdp or training.deepspeed:
+        return "with --fsdp and --deepspeed the weights are spread over processes"
     if training.use_liger_kernel:
         return "Liger's kernels are in these places"
     if training.torch_compile:

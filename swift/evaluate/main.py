@@ -1,6 +1,6 @@
 """`swift eval`: from the command line's options to scores and their report.
 
-Promises: names, arguments, data and files are checked before weights are loaded; --dry_run loads no weights and writes
+Promises: names, arguments, data and files are checked before weights are loaded; --dry_run does that alone and writes
 nothing; every answer is on disk when it is there, so the same command after a kill asks only what is missing. How a
 number was made (backend, mode, prompts, examples, metric, split, n) stands beside it everywhere.
 """
@@ -60,11 +60,11 @@ def main(config: EvalConfig) -> int:
             config, origins=inner.origins, model=inner.model, chat=inner.chat, quantization=inner.quantization
         )
         sets = wanted(config)
+    documents = [_load(one) for one in sets]
     if config.common.dry_run:
         print(explain(config))
         return 0
     _need_harness()
-    documents = [_load(one) for one in sets]
     with open_run(config, source, sets, documents) as run:
         missing = run.missing()
         answerer = build(config, inner, source) if missing else None

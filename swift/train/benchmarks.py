@@ -34,8 +34,9 @@ def wanted(config: SftConfig) -> bool:
 
 
 def check(config: SftConfig) -> None:
-    """UsageError, before anything is trained, for what `swift eval` would refuse."""
-    if not wanted(config):
+    """UsageError, before anything is trained, for what `swift eval` would refuse: names, options, questions that aren't
+    there. The first process asks for all."""
+    if not wanted(config) or os.environ.get("RANK", "0") != "0":
         return
     told = _swift_eval([*_options(config), "--model", str(config.model.model), "--dry_run", "true"], capture=True)
     if told.returncode:

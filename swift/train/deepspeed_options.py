@@ -56,7 +56,16 @@ def read_deepspeed(config: SftConfig) -> dict[str, Any] | None:
         raise UsageError(f"not valid JSON: {error}", where=where) from error
     if not isinstance(found, dict):
         raise UsageError("a configuration of DeepSpeed is a JSON object", where=where)
+    _no_persistence(found)
     return found
+
+
+def _no_persistence(settings: dict[str, Any]) -> None:
+    """ZeRO-3 keeps small parameters whole between steps, and adapters are small: after an evaluation it fetches them in
+    another order than it expects and ends the run (seen in 0.19.8). "auto" therefore means none."""
+    zero = settings.get("zero_optimization")
+    if isinstance(zero, dict) and zero.get("stage3_param_persistence_threshold") == AUTO:
+        zero["stage3_param_persistence_threshold"] = 0
 
 
 def stage(settings: Mapping[str, Any]) -> int:

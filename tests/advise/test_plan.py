@@ -100,15 +100,20 @@ def test_this_machine_is_planned_for_when_no_gpu_is_named(tmp_path, monkeypatch)
 @pytest.mark.parametrize(
     ("argv", "expected"),
     [
-        (["--gpu", "RTX 4060 Ti 8GB"], {"load_in_4bit"}),
-        (["--gpu", "RTX 4090", "--gradient_checkpointing", "false"], {"gradient_checkpointing"}),
+        (["--gpu", "RTX 4060 Ti 8GB"], {"load_in_8bit"}),
+        (["--gpu", "RTX 4060 Ti 8GB", "--padding_free", "false"], {"load_in_4bit"}),
         (
-            ["--gpu", "RTX 4090", "--per_device_train_batch_size", "8"],
+            ["--gpu", "RTX 4090", "--gradient_checkpointing", "false", "--padding_free", "false"],
+            {"gradient_checkpointing"},
+        ),
+        (
+            ["--gpu", "RTX 4090", "--per_device_train_batch_size", "8", "--padding_free", "false"],
             {"per_device_train_batch_size", "gradient_accumulation_steps"},
         ),
         (["--gpu", "RTX 4090", "--tuner_type", "full"], {"tuner_type"}),
         (["--gpu", "A100 40GB", "--torch_dtype", "float32", "--tuner_type", "full"], {"torch_dtype"}),
-        (["--gpu", "6GB"], {"load_in_4bit", "max_length"}),
+        (["--gpu", "6GB"], {"load_in_4bit"}),
+        (["--gpu", "6GB", "--padding_free", "false"], {"load_in_4bit", "max_length"}),
     ],
 )
 def test_the_change_proposed_makes_it_fit_when_typed_as_shown(argv, expected, tmp_path):
@@ -146,9 +151,9 @@ def test_no_part_of_the_change_could_be_left_out(gpu, argv, tmp_path):
 
 
 def test_smaller_batches_keep_the_rows_per_step(tmp_path):
-    plan = plan_of("--model", model(tmp_path / "m"), "--gpu", "RTX 4090", "--per_device_train_batch_size", "16")
+    plan = plan_of("--model", model(tmp_path / "m"), "--gpu", "RTX 4090", "--per_device_train_batch_size", "64")
     options = plan.train.remedy.options
-    assert options["per_device_train_batch_size"] * options["gradient_accumulation_steps"] == 16
+    assert options["per_device_train_batch_size"] * options["gradient_accumulation_steps"] == 64
 
 
 def test_what_cannot_fit_names_a_gpu_that_would_do(tmp_path, capsys):

@@ -36,6 +36,8 @@ def test_benchmarks_between_steps_and_at_the_end(tmp_path, monkeypatch, capfd):
     words = ["sft", "--model", "model", "--dataset", "rows.jsonl", "--output_dir", "out", "--report_to", "none"]
     words += ["--max_steps", "4", "--save_steps", "2", "--gradient_accumulation_steps", "1", "--eval_dataset"]
     assert main([*words, "arc_cc"]) == 2 and "did you mean ARC_c" in capfd.readouterr().err
+    assert main([*words, "ARC_e", "--local_dataset", "data", "--use_hf", "false"]) == 2  # its questions aren't there
+    assert "ARC_e" in capfd.readouterr().err and not (tmp_path / "out").exists()
     assert main([*words, "ARC_c", "--eval_steps", "2", "--eval_limit", "4", "--local_dataset", "data"]) == 0
     log = next((tmp_path / "out").glob("v*/logging.jsonl"))
     scored = {r["step"]: r["eval_ARC_c"] for r in map(json.loads, log.read_text().splitlines()) if "eval_ARC_c" in r}

@@ -33,6 +33,9 @@ def test_configurations_by_name_by_file_and_as_json(tmp_path):
     (tmp_path / "own.json").write_text('{"zero_optimization": {"stage": 1}}')
     assert stage(read_deepspeed(config(deepspeed=str(tmp_path / "own.json")))) == 1
     assert stage(read_deepspeed(config(deepspeed='{"zero_optimization": {"stage": 3}}'))) == 3
+    auto = {"zero_optimization": {"stage": 3, "stage3_param_persistence_threshold": "auto"}}
+    given = read_deepspeed(config(deepspeed=json.dumps(auto)))
+    assert given["zero_optimization"]["stage3_param_persistence_threshold"] == 0
     assert read_deepspeed(config()) is None and read_deepspeed(config(deepspeed="none")) is None
     for wrong in ("zero4", "no-such.json", "{", "[1]"):
         with pytest.raises(UsageError):
