@@ -42,6 +42,8 @@ ABSORBED: dict[str, Any] = {
     "quant_bits": None,
 }
 
+ENCODED = ("loss_scale", "truncation_strategy", "padding_side")  # what only rows to train on depend on
+
 
 def main(config: ExportConfig) -> int:
     """Run `swift export`; 0, or an error."""
@@ -106,7 +108,25 @@ def find_model(config: ExportConfig) -> tuple[ExportConfig, LocalModel, tuple[Pa
     return config, model, adapters
 
 
+def _refuse_idle(config: ExportConfig) -> None:
+    """UsageError for an option of rows that a merge would do nothing with: it compares answers on whole rows."""
+    compared = bool(config.data.dataset or config.data.val_dataset)
+    for name, spec in config.specs().items():
+        if not config.given(name):
+            continue
+        if spec.section == "encoding" or (spec.section == "chat" and name in ENCODED):
+            why = "a merge encodes no rows to train on"
+        elif spec.section == "data" and not compared:
+            why = "a merge reads rows only to compare on them, and none are named"
+        else:
+            continue
+        raise UsageError(
+            why, where=f"--{name}", fix=f"leave out --{name}" + ("" if compared else ", or name --dataset")
+        )
+
+
 def _merge(config: ExportConfig) -> int:
+    _refuse_idle(config)
     config, model, adapters = find_model(config)
     base_files = check_model_files(model.path)
     _check_base(config, base_files)

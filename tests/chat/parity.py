@@ -107,7 +107,8 @@ def _example(reference: Reference, part: Any) -> tuple[str, list[tuple[int, str]
             (len(p) for p in prompts if p and text.startswith(p) and reference.ids(p) == part.input_ids[:at]), None
         )
         if start is not None:
-            learned.append((prompts[text[:start]], text[start : offsets[stop - 1][1]]))
+            following = offsets[stop][0] if stop < len(offsets) else len(text)  # NFC: two characters, one is said
+            learned.append((prompts[text[:start]], text[start : max(offsets[stop - 1][1], following)]))
         elif learned and "generation" not in reference.tok.chat_template.replace("add_generation_prompt", ""):
             turn, before = learned[-1]  # a turn in pieces: its own text around what others say
             learned[-1] = (turn, before + text[offsets[at][0] : offsets[stop - 1][1]])
