@@ -115,14 +115,10 @@ def _refuse_idle(config: ExportConfig) -> None:
         if not config.given(name):
             continue
         if spec.section == "encoding" or (spec.section == "chat" and name in ENCODED):
-            why = "a merge encodes no rows to train on"
-        elif spec.section == "data" and not compared:
+            raise UsageError("a merge encodes no rows to train on", where=f"--{name}", fix=f"leave out --{name}")
+        if spec.section == "data" and not compared:
             why = "a merge reads rows only to compare on them, and none are named"
-        else:
-            continue
-        raise UsageError(
-            why, where=f"--{name}", fix=f"leave out --{name}" + ("" if compared else ", or name --dataset")
-        )
+            raise UsageError(why, where=f"--{name}", fix=f"leave out --{name}, or name rows with --dataset")
 
 
 def _merge(config: ExportConfig) -> int:

@@ -275,7 +275,7 @@ def test_dry_run_writes_nothing(tmp_path, capfd):
         (["--adapters", "nowhere", "--merge_lora", "true"], 3, "nowhere"),
         (["--adapters", "x", "--merge_lora", "true", "--loss_scale", "all"], 2, "leave out --loss_scale"),
         (["--adapters", "x", "--merge_lora", "true", "--dataset_num_proc", "2"], 2, "leave out --dataset_num_proc"),
-        (["--adapters", "x", "--merge_lora", "true", "--data_seed", "2"], 2, "name rows with --dataset"),
+        (["--adapters", "x", "--merge_lora", "true", "--split_dataset_ratio", "0.1"], 2, "name rows with --dataset"),
     ],
 )
 def test_what_can_not_be_exported(words, code, says, capfd):
