@@ -8,7 +8,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check install -q -c constraint
 STAMP := $(VENV)/.swift-installed
 DEV_STAMP := $(VENV)/.swift-dev-installed
 
-.PHONY: demo test test-all test-web matrix bench-serve lint format install clean
+.PHONY: demo test test-all bench-train test-web matrix bench-serve lint format install clean
 
 install: $(STAMP)
 
@@ -46,6 +46,10 @@ matrix: $(DEV_STAMP)
 # MODEL=DIR, and in ARGS what else benchmarks/serve.py takes
 bench-serve: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/serve.py --model $(MODEL) $(ARGS)
+
+# MODEL: a directory with weights and tokenizer; ROWS: a JSON list of instruction, input and output
+bench-train: $(DEV_STAMP)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/train.py --model $(MODEL) --rows $(ROWS)
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .

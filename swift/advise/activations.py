@@ -53,6 +53,25 @@ def saved_per_token(layer: Layer, hidden: int, regime: Regime, length: int) -> f
     )
 
 
+def fused_saved_per_token(layer: Layer, hidden: int, regime: Regime, light: bool) -> float | None:
+    """The same of a layer whose norms, projections and MLP are fused (swift.train.lean), `light` without gate and up;
+    None for layers that the fused operations don't know whole: experts, soft caps, LoRA on a part of the projections.
+    """
+    names = {x.name for x in layer.linears}
+    plain = not (layer.experts or layer.softcap or layer.layer_norm) and layer.gated and not regime.eager
+    if regime.full or not plain or not names <= regime.targets or len(layer.linears) != 7:
+        return None
+    item, rank = regime.item, regime.rank
+    norms = layer.norms * (hidden * item + WIDE)
+    if layer.qk_norm:
+        norms += (layer.query + layer.key) * item + 2 * WIDE * layer.heads
+    attention = item * (layer.query + layer.key + layer.value + layer.attended) + WIDE * layer.heads
+    attention += item * (hidden + 3 * rank) + item * (layer.attended + rank)
+    mlp = item * (hidden + 3 * rank) + (0 if light else 2 * layer.inner * item)
+    masks = 5 * hidden + layer.attended + layer.inner if regime.dropout else 0
+    return norms + attention + mlp + masks
+
+
 def _norms(layer: Layer, hidden: int, regime: Regime) -> float:
     """Each norm keeps its input (in float32) and, when its weight trains, the normed values."""
     if layer.layer_norm:

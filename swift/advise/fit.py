@@ -28,6 +28,8 @@ from swift.hub import LocalModel, human_bytes
 
 # The estimate is within a tenth of measured peaks (benchmarks/plan_accuracy.py): what is this far over can't fit.
 SURELY = 1.15
+# Nothing is computed twice when the estimate stays below this share of what is free.
+ROOMY = 0.7
 
 
 @dataclass(frozen=True)
@@ -79,9 +81,9 @@ def local_rows(config: SftConfig, model_directory: Path) -> RowFacts:
 
 def before_weights(
     config: SftConfig, model: LocalModel, lengths: Sequence[int] | None, trained_share: float = 1.0
-) -> list[str]:
-    """What to show of a training that is about to load its weights (`lengths`: tokens of its rows), or of a dry run
-    (None: the rows are sampled).
+) -> tuple[SftConfig, list[str]]:
+    """(the config with what is computed twice decided, what to show) of a training that is about to load its weights
+    (`lengths`: tokens of its rows), or of a dry run (None: the rows are sampled).
 
     ResourceError, with the cheapest change that makes it fit, when this machine surely hasn't the memory and --force
     wasn't given; never in a dry run.
@@ -89,15 +91,17 @@ def before_weights(
     try:
         facts = model_facts(model)
     except ModelFileError as error:
-        return [f"memory isn't estimated: {error.what}"]
+        return config, [f"memory isn't estimated: {error.what}"]
     if lengths is None:
         data, held_out = local_rows(config, model.directory), held_out_share(config)
     else:
         held_out = 0.0
         data = RowFacts(len(lengths), tuple(sorted(lengths)), trained_share, exact=True)
-    plan = plan_training(config, facts, _machine(config), data, held_out)
+    machine = _machine(config)
+    config = choose_recompute(config, facts, machine, data)
+    plan = plan_training(config, facts, machine, data, held_out)
     if lengths is None:
-        return ["", *training_lines(plan)]
+        return config, ["", *training_lines(plan)]
     needed, there = plan.estimate.total, plan.machine.memory
     line = f"memory: about {human_bytes(needed)} at the peak, {human_bytes(there)} free on {plan.machine.name}"
     if needed > SURELY * there and not config.training.force:
@@ -108,7 +112,27 @@ def before_weights(
         )
     if not plan.fits:
         line += f". It may not fit: {_way_out(plan)}"
-    return [f"{line}; time: {span(plan.seconds)} for {plan.steps} steps"]
+    line = f"{line}; time: {span(plan.seconds)} for {plan.steps} steps"
+    why = config.origins.get("recompute")
+    return config, [line, f"recompute: {config.training.recompute} ({why.why})"] if why and why.why else [line]
+
+
+def choose_recompute(config: SftConfig, facts: ModelFacts, machine: Machine, data: RowFacts) -> SftConfig:
+    """The level of recomputing that costs the least time and leaves room, unless one was asked for."""
+    if config.given("recompute") or config.given("gradient_checkpointing"):
+        return config
+    fused = training_of(config, facts, machine, data).fused
+    for level in ("none", "light", "full"):
+        if level == "light" and not fused:
+            continue
+        tried = config.decide("", recompute=level, gradient_checkpointing=level == "full")
+        found = memory.estimate(
+            facts.shape, training_of(tried, facts, machine, data), stored_bytes=stored_bytes(facts, True, machine)
+        )
+        if found.total <= ROOMY * machine.memory or level == "full":
+            break
+    why = f"about {human_bytes(found.total)} of {human_bytes(machine.memory)} at the peak"
+    return config.decide(why, recompute=level, gradient_checkpointing=level == "full")
 
 
 def _machine(config: SftConfig) -> Machine:

@@ -17,6 +17,7 @@ from swift.advise.activations import (
     WIDE,
     Regime,
     expert_copies,
+    fused_saved_per_token,
     largest_transient,
     saved_per_token,
 )
@@ -63,6 +64,7 @@ class Training:
 
     `weight_bits`: 8 or 4 with bitsandbytes, 0 for plain weights of `dtype`. `rows_differ`: rows of a batch differ in
     length, so there is padding and an attention mask. `processes`: data-parallel ones, each with a whole model.
+    `fused`: LoRA layers are fused, `light` their MLPs' insides computed again.
     `glibc`: memory comes from the C library's own allocator (CPU). `device`: cpu, cuda, npu, mps.
     """
 
@@ -80,6 +82,8 @@ class Training:
     trainable_share: float = 1.0
     mixed: bool = True
     checkpointing: bool = True
+    fused: bool = False
+    light: bool = False
     optimizer: str = "adamw_torch_fused"
     weight_bits: int = 0
     double_quant: bool = True
@@ -226,9 +230,7 @@ def _dynamic(shape: Shape, training: Training, regime: Regime, gradients: int) -
     """(activations, logits, gradients held) in bytes at the moment of the step at which their sum is largest."""
     tokens = training.batch * training.length
     item, hidden = regime.item, shape.hidden
-    per_layer = [
-        tokens * saved_per_token(x, hidden, regime, training.length) + expert_copies(x, regime) for x in shape.layers
-    ]
+    per_layer = [tokens * _saved(x, hidden, regime, training) + expert_copies(x, regime) for x in shape.layers]
     end = tokens * hidden * (WIDE + item * regime.full + item)  # final norm, input of the output layer
     if training.checkpointing:
         kept = tokens * hidden * item * len(shape.layers)
@@ -264,6 +266,12 @@ def _lean_logits(shape: Shape, training: Training, regime: Regime, labels: float
     copies = 1 + shape.final_softcap + (2 * item / WIDE if item < WIDE else 0)
     head = shape.embedding * WIDE if training.full else 0
     return chunk * copies, labels * shape.hidden * item + head
+
+
+def _saved(layer: Layer, hidden: int, regime: Regime, training: Training) -> float:
+    """Bytes per token that one layer keeps."""
+    fused = fused_saved_per_token(layer, hidden, regime, training.light) if training.fused else None
+    return saved_per_token(layer, hidden, regime, training.length) if fused is None else fused
 
 
 def _kept_by_heap(shape: Shape, training: Training, regime: Regime) -> float:

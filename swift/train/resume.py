@@ -49,6 +49,7 @@ FREE = {
     "fsdp_config",
     "gradient_checkpointing",
     "gradient_checkpointing_kwargs",
+    "recompute",
 }
 # How the rows of a step are portioned may change; their product may not.
 PORTIONS = {"per_device_train_batch_size", "gradient_accumulation_steps"}

@@ -110,7 +110,9 @@ def train(setup: Setup, loading: LoadPlan, advice: Advice | None = None) -> int:
     if advice is not None:
         rows = examples.train
         share = int(rows.trained.sum()) / int(rows.lengths.sum())
-        for line in advice(config, setup.model, rows.lengths.tolist(), share):
+        config, lines = advice(config, setup.model, rows.lengths.tolist(), share)
+        setup = dataclasses.replace(setup, config=config)
+        for line in lines:
             log.info(line)
     return _train(setup, loading, tokenizer, examples)
 

@@ -26,9 +26,10 @@ from swift.train.checkpoints import require_state
 from swift.train.resume import ResumePoint
 from swift.train.sharding import decide_sharding
 
-# (decided config, model, tokens of each training row or None in a dry run, share of tokens that are learned) -> lines
-# to show of memory and time; ResourceError for what surely can't fit.
-Advice = Callable[[SftConfig, LocalModel, "Sequence[int] | None", float], list[str]]
+# (decided config, model, tokens of each training row or None in a dry run, share of tokens that are learned) ->
+# (config with what is computed twice decided, lines to show of memory and time); ResourceError for what surely can't
+# fit.
+Advice = Callable[[SftConfig, LocalModel, "Sequence[int] | None", float], tuple[SftConfig, list[str]]]
 
 log = logging.getLogger("swift")
 
@@ -53,9 +54,8 @@ def main(config: SftConfig, advice: Advice | None = None) -> int:
 
     setup, loading = plan(setup)
     if setup.config.common.dry_run:
-        print(explain(setup.config))
-        for line in advice(setup.config, setup.model, None, 1.0) if advice else ():
-            print(line)
+        config, lines = advice(setup.config, setup.model, None, 1.0) if advice else (setup.config, [])
+        print("\n".join([explain(config), *lines]))
         return 0
     return train(setup, loading, advice)
 

@@ -117,3 +117,44 @@ def estimated(
         padded=padded,
     )
     return ROWS * LENGTH * saved_per_token(layer, 64, regime, LENGTH) + expert_copies(layer, regime)
+
+
+@pytest.mark.parametrize("light", [False, True])
+@pytest.mark.parametrize("family", ["llama", "qwen3"])
+def test_the_ledger_of_fused_layers_equals_what_autograd_keeps(family, light):
+    from peft import LoraConfig, get_peft_model
+
+    from swift.advise.activations import Regime, fused_saved_per_token
+    from swift.advise.memory import adapted_names
+    from swift.advise.shape import shape_of
+    from swift.train.lean.path import FastPath
+    from swift.train.lean.segments import Segments, attention_arguments
+    from tests import tiny
+
+    tokens = 40
+    kept = []
+    for layers in (2, 4):
+        base = tiny.model(family, num_hidden_layers=layers)
+        model = get_peft_model(base, LoraConfig(r=4, target_modules="all-linear", task_type="CAUSAL_LM")).train()
+        path = FastPath(model, fused_layers=True, light=light)
+        path.engage()
+        base.get_input_embeddings().register_forward_hook(lambda m, a, out: out.requires_grad_())
+        sizes: dict[int, int] = {}
+        parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
+
+        def note(tensor, sizes=sizes, parameters=parameters):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in parameters:
+                sizes[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        ids = torch.randint(5, 500, (1, tokens))
+        arguments = attention_arguments(Segments([tokens]), base.config._attn_implementation, ids.device)
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+            out = base.model(input_ids=ids, use_cache=False, **arguments)
+        kept.append(sum(sizes.values()))
+        del out
+    shape = shape_of(base.config.to_dict())
+    regime = Regime(item=4, rank=4, targets=adapted_names(shape, ("all-linear",)))
+    said = fused_saved_per_token(shape.layers[0], shape.hidden, regime, light) * tokens
+    assert (kept[1] - kept[0]) / 2 == pytest.approx(said, rel=0.05)

@@ -140,7 +140,7 @@ def dropped(x: torch.Tensor, mask: torch.Tensor | None, rate: float) -> torch.Te
 
 
 class Project(torch.autograd.Function):
-    """x [..., inputs], projections, their parameters -> one output per projection, views of one tensor."""
+    """x [..., inputs], projections, their parameters -> one output per projection."""
 
     @staticmethod
     def forward(ctx: Any, x, group: Projections, *parameters):
@@ -149,9 +149,10 @@ class Project(torch.autograd.Function):
             masks, rates = group.masks(flat), group.rates()
             y, wide = group.forward(flat, parameters, masks, rates)
         ctx.save_for_backward(wide, *(mask for mask in masks if mask is not None), *parameters)
-        ctx.group, ctx.masked, ctx.rates, ctx.like = group, [m is not None for m in masks], rates, x
+        ctx.group, ctx.masked, ctx.rates = group, [m is not None for m in masks], rates
         ctx.like = (x.shape, x.dtype)
-        return y.view(*x.shape[:-1], -1).split(group.outputs, dim=-1)
+        # of their own each, or a kept v would keep q and k as they were before their rotation
+        return tuple(part.contiguous() for part in y.view(*x.shape[:-1], -1).split(group.outputs, dim=-1))
 
     @staticmethod
     def backward(ctx: Any, *d_outputs):
