@@ -90,15 +90,6 @@ def pad(rows: list[dict]) -> dict:
     return {name: torch.tensor(values) for name, values in batch.items()}
 
 
-def join(rows: list[dict]) -> dict:
-    import torch
-
-    ids = [token for row in rows for token in row["input_ids"]]
-    labels = [label for row in rows for label in [-100, *row["labels"][1:]]]
-    places = [place for row in rows for place in range(len(row["input_ids"]))]
-    return {n: torch.tensor([v]) for n, v in (("input_ids", ids), ("labels", labels), ("position_ids", places))}
-
-
 def status(name: str) -> float:
     return int(Path("/proc/self/status").read_text().split(name + ":")[1].split()[0]) / 1024
 
@@ -165,10 +156,18 @@ def trl_trainer(task: dict, model, place: str):
             return SequentialSampler(self.train_dataset)
 
     args = SFTConfig(
-        **arguments(task, place), padding_free=True, max_length=None, dataset_kwargs={"skip_prepare_dataset": True}
+        **arguments(task, place),
+        padding_free=True,
+        completion_only_loss=True,
+        max_length=None,
+        dataset_kwargs={"skip_prepare_dataset": True},
     )
+    rows = [
+        {"input_ids": row["input_ids"], "completion_mask": [int(label != -100) for label in row["labels"]]}
+        for row in task["rows"]
+    ]
     trainer = InOrder(
-        model=model, args=args, train_dataset=Dataset.from_list(task["rows"]), data_collator=join,
+        model=model, args=args, train_dataset=Dataset.from_list(rows),
         processing_class=AutoTokenizer.from_pretrained(task["model"]),
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)

@@ -121,7 +121,7 @@ def choose_recompute(config: SftConfig, facts: ModelFacts, machine: Machine, dat
     """The level of recomputing that costs the least time and leaves room, unless one was asked for."""
     if config.given("recompute") or config.given("gradient_checkpointing"):
         return config
-    fused = training_of(config, facts, machine, data).fused
+    fused = training_of(config, facts, machine, data).fuses
     for level in ("none", "light", "full"):
         if level == "light" and not fused:
             continue

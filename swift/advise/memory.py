@@ -95,6 +95,11 @@ class Training:
     device: str = "cuda"
     glibc: bool = False
 
+    @property
+    def fuses(self) -> bool:
+        """Whether LoRA layers are fused: not over quantized weights, not with DoRA."""
+        return self.fused and not (self.full or self.weight_bits or self.dora)
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -270,7 +275,7 @@ def _lean_logits(shape: Shape, training: Training, regime: Regime, labels: float
 
 def _saved(layer: Layer, hidden: int, regime: Regime, training: Training) -> float:
     """Bytes per token that one layer keeps."""
-    fused = fused_saved_per_token(layer, hidden, regime, training.light) if training.fused else None
+    fused = fused_saved_per_token(layer, hidden, regime, training.light) if training.fuses else None
     return saved_per_token(layer, hidden, regime, training.length) if fused is None else fused
 
 

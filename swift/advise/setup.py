@@ -49,7 +49,7 @@ def training_of(config: SftConfig, facts: ModelFacts, machine: Machine, data: Ro
         trainable_share=1.0 - tuner.freeze_parameters_ratio,
         mixed=ITEM[dtype] < 4 if mixed is None else mixed,
         checkpointing=bool(training.gradient_checkpointing),
-        fused=bool(training.fused_layers) and not full and not bits and not tuner.use_dora,
+        fused=bool(training.fused_layers),
         light=training.recompute == "light",
         optimizer=training.optim,
         weight_bits=bits,

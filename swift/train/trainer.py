@@ -31,6 +31,7 @@ from swift.train.lean.check import CheckFirst
 from swift.train.lean.path import FastPath
 from swift.train.losses import IGNORED, LossParts, causal_loss, label_count, label_positions
 from swift.train.shares import EpochOrder, Filled, WithoutFillers, counted_tokens
+from swift.train.steptimes import StepTimes
 
 # Sums of a window that are the same in every process, or a mean over them.
 MEANS = ("loss", "steps")
@@ -105,6 +106,8 @@ class SftTrainer(Trainer):
         self.add_callback(CheckFirst(self))
         self.loss_is_scaled_for_ga = True
         self.tally = metrics.Tally(args.device)
+        self.times = StepTimes(args.device)
+        self.add_callback(self.times)
         self.watch = metrics.Stopwatch()
         self.tokens_seen = {"inputs": 0, "tokens": 0}
         self.in_hand: tuple[list[int], tuple[int, ...]] = ([], (0, 0))  # rows and shape of the batch being computed
@@ -154,11 +157,16 @@ class SftTrainer(Trainer):
             count = self.accelerator.gather(count).sum()
         return count
 
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with self.times.step():
+            return super().training_step(*args, **kwargs)
+
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         """The batch's share of the step's mean: sum of its tokens' losses over the label tokens of the whole step."""
         rows = inputs.pop("row_ids")
         self.in_hand = (rows, tuple(inputs["input_ids"].shape))
-        loss, parts = self.forward_pass(model, inputs, num_items_in_batch, self.label_smoothing)
+        with self.times.forward():
+            loss, parts = self.forward_pass(model, inputs, num_items_in_batch, self.label_smoothing)
         if self.args.average_tokens_across_devices:
             # DDP takes the mean of the processes' gradients; each holds its part of one sum.
             loss = loss * self.accelerator.num_processes
@@ -270,7 +278,9 @@ class SftTrainer(Trainer):
         share = metrics.accuracy(values, self.acc_strategy)
         if share is not None:
             record[metrics.ACCURACY[self.acc_strategy]] = share
-        record["tokens_per_second"] = values["inputs"] / self.watch.window()
+        seconds = self.watch.window()
+        record["tokens_per_second"] = values["inputs"] / seconds
+        record |= self.times.shares(seconds)
         record["memory_gib"] = metrics.peak_memory_gib(self.args.device)
         self.log(record)
 

@@ -23,6 +23,9 @@ NUMBERS = (
     "learning_rate",
     "token_acc",
     "tokens_per_second",
+    "forward_share",
+    "backward_share",
+    "optimizer_share",
     "memory_gib",
     "epoch",
     "step",
@@ -54,6 +57,9 @@ def test_the_log_holds_plain_numbers(tmp_path, base):
     assert [r["step"] for r in trained] == [1, 2, 4]
     assert all(set(NUMBERS) == set(r) for r in trained)
     assert all(isinstance(value, (int, float)) for r in records for value in r.values())
+    for record in trained:
+        shares = [record[f"{part}_share"] for part in ("forward", "backward", "optimizer")]
+        assert min(shares) > 0 and sum(shares) <= 1.001
     (evaluated,) = [r for r in records if "eval_loss" in r]
     assert evaluated["step"] == 4 and 0 <= evaluated["eval_token_acc"] <= 1
     assert trained[-1]["epoch"] == 1.0 and trained[-1]["eta_seconds"] == 0.0
