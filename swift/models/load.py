@@ -150,8 +150,9 @@ def load_model(path: Path | str, plan: LoadPlan):
         forget_quantization(model)
         _unify_dtype(model, getattr(torch, plan.dtype))
         _cast_stored(model, getattr(torch, plan.dtype))
-    if plan.quant is not None:
+    if plan.quant is not None or plan.source_quant == "bitsandbytes":
         any_shape(model, plan.training)
+    if plan.quant is not None:
         log.info(quantized_share(model))
     if plan.new_special_tokens:
         resize_embeddings(model, load_tokenizer(path, new_special_tokens=plan.new_special_tokens))

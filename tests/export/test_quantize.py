@@ -157,6 +157,12 @@ def test_fp8_is_read_by_plain_transformers(tmp_path, family):
     torch.testing.assert_close(logits_by_swift(out), plain(out), atol=0.02, rtol=0.02)
 
 
+def test_bitsandbytes_layers_of_odd_shapes_are_read_back(tmp_path):
+    _, out = exported(tmp_path, "bamba", "bnb")
+    report = json.loads((out / "quantization_report.json").read_text())
+    assert report["quantized_share"] > 0.3 and abs(report["perplexity_increase"]) < 0.1
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_bitsandbytes_is_read_by_plain_transformers(tmp_path, bits):
     base, out = exported(tmp_path, "qwen3", "bnb", "--quant_bits", bits)
