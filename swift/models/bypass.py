@@ -69,9 +69,12 @@ def _is_linear_in_numbers(kind: type, layer: nn.Linear) -> bool:
         twin._parameters = {"weight": nn.Parameter(weight, False), "bias": nn.Parameter(bias, False)}
         x = torch.randn(2, 3, 16, device="cpu")
         try:
-            _IN_NUMBERS[kind] = torch.allclose(twin(x), nn.functional.linear(x, weight, bias), atol=1e-5)
-        except (RuntimeError, ValueError, IndexError, AttributeError):
-            _IN_NUMBERS[kind] = False
+            result = twin(x)
+        except (RuntimeError, ValueError, IndexError):
+            result = None
+        wanted = nn.functional.linear(x, weight, bias)
+        same = isinstance(result, torch.Tensor) and result.shape == wanted.shape
+        _IN_NUMBERS[kind] = same and torch.allclose(result, wanted, atol=1e-5)
     return _IN_NUMBERS[kind]
 
 
@@ -80,10 +83,10 @@ def _like_linear(layer: nn.Linear) -> bool:
     if type(layer).__module__.startswith(("bitsandbytes", "swift")):
         return True
     try:
-        twin = _on_meta(layer)
-        return tuple(twin(torch.empty(2, 3, layer.in_features, device="meta")).shape) == (2, 3, layer.out_features)
+        result = _on_meta(layer)(torch.empty(2, 3, layer.in_features, device="meta"))
     except (RuntimeError, ValueError, IndexError):
         return False
+    return isinstance(result, torch.Tensor) and tuple(result.shape) == (2, 3, layer.out_features)
 
 
 def _on_meta(layer: nn.Linear) -> nn.Module:

@@ -145,14 +145,28 @@ def step_resume(case: Case) -> None:
     _same_tensors(case.root / "lora" / f"checkpoint-{STEPS}", run / f"checkpoint-{STEPS}")
 
 
-def step_merge(case: Case) -> None:
+def _with_adapter(base, adapter: Path):
+    """The base with the adapter in plain peft; its tensors where their names say (peft renames those of some
+    architectures as the base's when it loads them, and drops what it then has no place for).
+    """
     from peft import PeftModel
+    from safetensors.torch import load_file
 
+    tuned = PeftModel.from_pretrained(base, adapter)
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    named = {name.replace(".weight", ".default.weight"): tensor for name, tensor in tensors.items()}
+    lost = tuned.load_state_dict(named, strict=False).unexpected_keys
+    if lost:
+        raise Failed(f"peft has no place for {lost[0]} of the adapter ({len(lost)} in all)")
+    return tuned.eval()
+
+
+def step_merge(case: Case) -> None:
     adapter, merged = case.root / "lora" / f"checkpoint-{STEPS}", case.root / "merged"
     case.swift(f"export --adapters {adapter} --merge_lora true --output_dir {merged}")
     base = plain(case.base)
     before = _logits(base)
-    tuned = _logits(PeftModel.from_pretrained(base, adapter).eval())
+    tuned = _logits(_with_adapter(base, adapter))
     gap, effect = _largest(tuned, _logits(plain(merged))), _largest(before, tuned)
     if not gap <= 1e-3 * max(1.0, max(float(t.abs().max()) for t in tuned)):
         raise Failed(f"merged logits differ by {gap:.2g} from base and adapter in peft (the adapter does {effect:.2g})")

@@ -30,11 +30,20 @@ class Doubled(nn.Linear):
         return 2 * super().forward(x)
 
 
+class Router(nn.Linear):
+    """A linear layer with two results, as Llama 4's router."""
+
+    def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        scores = super().forward(x)
+        return scores.sigmoid(), scores
+
+
 class Mixer(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.read, self.asked, self.typed, self.sliced = (nn.Linear(8, 8) for _ in range(4))
         self.grouped, self.renamed, self.doubled = Grouped(4, 8), Renamed(8, 8), Doubled(8, 8)
+        self.router = Router(8, 4)
         self.pretraining_tp = 1
         nn.init.zeros_(self.asked.weight)
 
@@ -43,6 +52,9 @@ class Mixer(nn.Module):
         if self.pretraining_tp > 1:
             x = functional.linear(x, self.sliced.weight[:4])
         return self.typed(x) + functional.linear(x, self.read.weight)
+
+
+ODD = tuple(f"layers.{i}.{name}" for i in (0, 1) for name in ("grouped", "router"))
 
 
 class Model(nn.Module):
@@ -57,8 +69,8 @@ def test_only_weights_that_are_computed_with_elsewhere_count_as_bypassed():
 
 def test_layers_of_another_shape_are_odd_and_renamed_ones_are_not():
     model = Model()
-    assert odd_layers(model) == ("layers.0.grouped", "layers.1.grouped")
+    assert odd_layers(model) == ODD
     with torch.device("meta"):
-        assert odd_layers(Model()) == ("layers.0.grouped", "layers.1.grouped")
+        assert odd_layers(Model()) == ODD
     renamed = linear_by_another_name(model)
     assert renamed == [layer.renamed for layer in model.layers]
