@@ -98,8 +98,9 @@ def survey(model: nn.Module) -> Layers:
 
 
 def _is_leaf_linear(module: nn.Module) -> bool:
-    """A quantized library's linear layer: by its class's name, and not a module around one."""
-    return "Linear" in type(module).__name__ and not any(True for _ in module.children())
+    """A quantized library's linear layer: by its class's name and its sizes, and not a module around one."""
+    named = "Linear" in type(module).__name__ and "in_features" in vars(module)
+    return named and not any(True for _ in module.children())
 
 
 def routers(model: nn.Module) -> tuple[str, ...]:

@@ -154,7 +154,10 @@ def _with_adapter(base, adapter: Path):
 
     tuned = PeftModel.from_pretrained(base, adapter)
     tensors = load_file(adapter / "adapter_model.safetensors")
-    named = {name.replace(".weight", ".default.weight"): tensor for name, tensor in tensors.items()}
+    named = {}
+    for name, tensor in tensors.items():
+        layer, _, part = name.removesuffix(".weight").rpartition(".")  # part: lora_A or lora_B
+        named[f"{layer}.{part}.default.weight"] = tensor
     lost = tuned.load_state_dict(named, strict=False).unexpected_keys
     if lost:
         raise Failed(f"peft has no place for {lost[0]} of the adapter ({len(lost)} in all)")

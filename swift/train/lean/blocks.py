@@ -6,6 +6,7 @@ token; a gated product keeps gate and up and computes the rest again.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -91,6 +92,8 @@ def norm_kind(module: nn.Module) -> tuple[float, float, bool] | None:
         return None
     if "RMSNorm" not in type(module).__name__ or len(list(module.parameters())) != 1:
         return None
+    if len(inspect.signature(module.forward).parameters) != 1:
+        return None  # a gated norm takes the gate too
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(4, len(weight), generator=generator).to(weight.device, weight.dtype)
     with torch.no_grad():
