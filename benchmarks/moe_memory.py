@@ -54,7 +54,7 @@ def build(directory: Path, layers: int) -> None:
     tiny.tokenizer().save_pretrained(directory)
 
 
-def measure(directory: Path, bits: int) -> dict:
+def measure(directory: Path, bits: int, train: bool) -> dict:
     import torch
 
     from swift.config.model import ModelOptions, QuantizationOptions
@@ -80,6 +80,8 @@ def measure(directory: Path, bits: int) -> dict:
         start = time.process_time()
         model.generate(ids[:, :16], max_new_tokens=16, min_new_tokens=16, do_sample=False)
         found["decode tok/CPU s"] = 16 / (time.process_time() - start)
+    if not train:
+        return found | {"step CPU s": 0.0, "step peak": 0, "losses": []}
     tuned = apply_tuner(model, TunerOptions(lora_dropout=0.0)).train()
     tuned.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     optimizer = torch.optim.SGD([p for p in tuned.parameters() if p.requires_grad], lr=1e-2)
@@ -99,9 +101,10 @@ def main() -> None:
     parser.add_argument("--dir", type=Path)
     parser.add_argument("--layers", type=int, default=20)
     parser.add_argument("--bits", type=int)
+    parser.add_argument("--load_only", action="store_true", help="no training steps")
     options = parser.parse_args()
     if options.bits:
-        print(json.dumps(measure(options.dir, options.bits)))
+        print(json.dumps(measure(options.dir, options.bits, not options.load_only)))
         return
     with tempfile.TemporaryDirectory() as scratch:
         directory = options.dir or Path(scratch) / "model"
@@ -111,6 +114,7 @@ def main() -> None:
         print("|---|---|---|---|---|---|---|---|")
         for bits in (16, 8, 4):
             command = [sys.executable, __file__, "--dir", str(directory), "--bits", str(bits)]
+            command += ["--load_only"] * options.load_only
             found = json.loads(subprocess.run(command, check=True, stdout=subprocess.PIPE).stdout.splitlines()[-1])
             mega = [f"{found[key] / 2**20:.0f} MiB" for key in ("weights", "load peak", "step peak")]
             rest = [f"{found[key]:.1f}" for key in ("load CPU s", "step CPU s", "decode tok/CPU s")]

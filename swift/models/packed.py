@@ -58,7 +58,9 @@ def _pack_int8(one: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 def _pack_4bit(one: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
     from bitsandbytes.functional import quantize_4bit
 
-    codes, state = quantize_4bit(one.contiguous(), blocksize=BLOCK, quant_type=kind, compress_statistics=False)
+    # in rows of one block: with rows that end within a block, bitsandbytes reads other numbers on a CPU than it wrote
+    rows = one.reshape(-1, BLOCK).contiguous()
+    codes, state = quantize_4bit(rows, blocksize=BLOCK, quant_type=kind, compress_statistics=False)
     return codes.flatten(), state.absmax.bfloat16()
 
 
@@ -72,13 +74,13 @@ def unpack(codes: torch.Tensor, scales: torch.Tensor, packing: Packing) -> torch
 
     state = QuantState(
         absmax=scales.float().flatten(),
-        shape=torch.Size(packing.shape),
+        shape=torch.Size((scales.numel(), BLOCK)),
         code=get_4bit_type(packing.kind, device=codes.device),
         blocksize=BLOCK,
         quant_type=packing.kind,
         dtype=packing.dtype,
     )
-    return dequantize_4bit(codes.reshape(-1, 1), state)
+    return dequantize_4bit(codes.reshape(-1, 1), state).reshape(packing.shape)
 
 
 class PackedExperts(torch.Tensor):

@@ -43,6 +43,12 @@ def test_four_bits_are_those_of_bitsandbytes(kind):
         torch.testing.assert_close(mine, theirs, rtol=2**-8, atol=1e-7)
 
 
+@pytest.mark.parametrize("columns", [16, 32, 64, 96])
+def test_four_bits_are_as_near_for_narrow_experts(columns):
+    plain = experts(shape=(2, 64, columns))
+    assert (pack(plain, "nf4").plain() - plain).norm() < 0.11 * plain.norm()
+
+
 @pytest.mark.parametrize("kind", ["int8", "nf4"])
 def test_picking_and_turning_stay_packed_and_give_the_plain_numbers(kind):
     packed = pack(experts(), kind)
