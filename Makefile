@@ -29,11 +29,12 @@ $(DEV_STAMP): $(STAMP)
 demo: $(STAMP)
 	PATH="$(abspath $(BIN)):$$PATH" sh scripts/demo.sh
 
+# Two processes with a thread each: two pools of threads on few cores only wait for each other.
 test: $(DEV_STAMP)
-	$(BIN)/python -m pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 test-all: $(DEV_STAMP)
-	$(BIN)/python -m pytest -n 2 -m ''
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m ''
 
 # The page in a real browser, the whole way of a model: some minutes. It needs a Chromium (Debian: apt install chromium).
 test-web: $(DEV_STAMP)

@@ -1,6 +1,7 @@
 """Docs are output: the generated pages are up to date, and both languages have the same pages."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import pytest
@@ -35,3 +36,11 @@ def test_readmes_are_one_screen_and_name_the_two_commands():
         text = (ROOT / name).read_text(encoding="utf-8")
         assert "make demo" in text and "make test" in text
         assert len(text.splitlines()) <= 75
+
+
+def test_links_between_pages_lead_somewhere():
+    pages = [ROOT / "README.md", ROOT / "README_zh.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md")]
+    for page in pages:
+        for target in re.findall(r"\]\(([^)#\s]+)", page.read_text(encoding="utf-8")):
+            if "://" not in target:
+                assert (page.parent / target).exists(), f"{page.relative_to(ROOT)} links to {target}"
