@@ -61,7 +61,7 @@ def test_decisions_and_logprobs_are_those_of_lm_eval_by_hand(place, evaluate, tm
     }
     model = HFLM(pretrained=str(place / "model"), dtype="float32", device="cpu", batch_size=4)
     reference = lm_eval.simple_evaluate(model, tasks=[task], log_samples=True, bootstrap_iters=1)
-    code, out, err = evaluate("--eval_dataset", "arc_C", "--eval_limit", str(ROWS))
+    code, out, err = evaluate("--eval_dataset", "arc_C", "--eval_limit", str(ROWS), "--torch_dtype", "float32")
     assert code == 0, err
     result = json.loads((newest(tmp_path) / "eval_result.json").read_text())["results"][0]
     own, theirs = samples(newest(tmp_path), "ARC_c"), reference["samples"]["by_hand"]
@@ -145,5 +145,6 @@ def test_missing_data_says_where_it_was_looked_for(evaluate, place, monkeypatch)
 
 
 def test_a_dry_run_writes_nothing(evaluate, tmp_path):
-    code, out, _ = evaluate("--eval_dataset", "ARC_c", "--dry_run", "true")
+    code, out, err = evaluate("--eval_dataset", "ARC_c", "--eval_limit", str(ROWS), "--dry_run", "true")
+    assert code == 0, err
     assert code == 0 and "eval_dataset = ARC_c" in out and not (tmp_path / "eval_output").exists()
