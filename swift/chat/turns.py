@@ -165,9 +165,9 @@ def opened(talk: Conversation, closers: Sequence[str]) -> tuple[str, Turn] | Non
     else:
         return None
     answer = written.rpartition(closing)[2].strip()
-    _, found, end = block.rpartition(answer)
-    if not answer or not found:
+    if not answer or answer not in block:
         return None
+    end = block.rpartition(answer)[2]
     prompt = talk.prompt(index)
     text = prompt + written.rstrip() + end
     spans, closed = _close(text, [(len(prompt), len(text))], closers)

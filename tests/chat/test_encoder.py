@@ -283,6 +283,14 @@ def test_reasoning_is_learned_where_the_prompt_opens_it(name):
         encoder.encode_parts(TALK)
 
 
+@pytest.mark.parametrize("content", ["", "<think>\nWell.\n</think>"])
+def test_reasoning_without_an_answer_is_refused(content):
+    encoder = ChatEncoder(fitted(ODD["r1_style"]))
+    reply = {"role": "assistant", "content": content, "reasoning_content": "Well."}
+    with pytest.raises(TemplateError):
+        encoder.encode_parts({"messages": [USER, reply]})
+
+
 def shown_parts(encoder, parts) -> list[tuple[str, bool]]:
     found: list[tuple[list[int], bool]] = []
     for part in parts:
