@@ -20,10 +20,28 @@ def decide_speed(config: SftConfig) -> SftConfig:
     """The parts of the fast path, each with its reason, and the first word on recomputing."""
     joining = _against_joining(config)
     config = _part(config, "padding_free", joining)
+    config = _packing(config, joining)
     joined = None if config.training.padding_free else "it works on batches without padding"
     config = _part(config, "lean_head", joining or joined)
     config = _part(config, "fused_layers", _against_fusing(config))
     return _recompute(config)
+
+
+def _packing(config: SftConfig, against: str | None) -> SftConfig:
+    """--packing puts rows together that attention has to keep apart."""
+    training = config.training
+    if not training.packing:
+        if config.given("packing_length"):
+            raise UsageError("nothing is packed", where="--packing_length", fix="add --packing true")
+        return config
+    if not training.padding_free:
+        why = against or "without --padding_free each row is padded by itself"
+        raise UsageError(f"can't work here: {why}", where="--packing", fix="leave it out")
+    if training.group_by_length:
+        raise UsageError("packed rows are of one length", where="--group_by_length", fix="leave it out")
+    if training.packing_length is None:
+        config = config.decide("as --max_length", packing_length=config.chat.max_length)
+    return config
 
 
 def _part(config: SftConfig, name: str, against: str | None) -> SftConfig:

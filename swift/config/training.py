@@ -37,6 +37,8 @@ class TrainingOptions:
     fp16: bool | None = option()
     use_cpu: bool = option(False)
     padding_free: bool | None = option()
+    packing: bool = option(False)
+    packing_length: int | None = option(low=1)
     lean_head: bool | None = option()
     fused_layers: bool | None = option()
     recompute: str | None = option(choices=("none", "light", "full"))

@@ -1,19 +1,18 @@
-"""Packing: several examples in one row without padding, so that no computation is spent on padding.
+"""Packing: several examples in one row without padding, so that every batch holds about as many tokens.
 
-Promises: every example is in exactly one bin, no bin holds more tokens than its capacity; a batch's position_ids start
-at 0 with each example, which is how transformers (and flash attention, by cu_seq_lens) keeps examples from seeing each
-other; no example is asked to predict the first token of the next. Knows nothing of models.
+Promises: every example is in exactly one bin, whole; no bin holds more tokens than its capacity. Keeping a bin's
+examples from seeing each other is the fast path's business (swift.train.lean), which lays a batch's rows one behind the
+other anyway; where it is off, a bin is a padded batch of its examples. Knows nothing of models.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_left, insort
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from swift.chat import IGNORED
 from swift.data.encoded import EncodedDataset
 from swift.errors import DataError
 
@@ -75,45 +74,16 @@ class PackedDataset(Sequence[list[dict[str, Any]]]):
         return f"{len(self.encoded)} examples packed into {len(self)} rows of {self.capacity} tokens, {share:.1%} full"
 
 
-class FlatCollator:
-    """One row out of a whole batch, of examples (padding-free) or of bins of examples (packed).
+class OpenBins:
+    """`collate` for batches of bins: it gets their examples. An example that is in no bin passes (validation rows)."""
 
-    Returns input_ids, labels, position_ids: int64 [1, tokens]; loss_scale: float32 [1, tokens] when there are weights.
-    No attention_mask: the resets of position_ids say where examples begin. With `flash`, also cu_seq_lens_q and _k:
-    int32 [examples + 1], and max_length_q and _k: int. With `with_row_ids`, row_ids: list[int].
-    """
-
-    def __init__(self, *, flash: bool = False, with_row_ids: bool = False):
-        self.flash, self.with_row_ids = flash, with_row_ids
+    def __init__(self, collate: Callable[[list[Any]], dict[str, Any]]):
+        self.collate = collate
 
     def __call__(self, batch: Sequence[Mapping[str, Any] | Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-        import torch
-
-        examples = list(_flat(batch))
-        sizes = [len(example["input_ids"]) for example in examples]
-        starts = np.concatenate([[0], np.cumsum(sizes)])
-        labels = np.concatenate([example["labels"] for example in examples])
-        labels[starts[:-1]] = IGNORED
-        arrays = {
-            "input_ids": np.concatenate([example["input_ids"] for example in examples]),
-            "labels": labels,
-            "position_ids": np.concatenate([np.arange(size) for size in sizes]),
-        }
-        if "loss_scale" in examples[0]:
-            arrays["loss_scale"] = np.concatenate([example["loss_scale"] for example in examples])
-        tensors: dict[str, Any] = {name: torch.from_numpy(values)[None] for name, values in arrays.items()}
-        if self.flash:
-            boundaries = torch.from_numpy(starts.astype(np.int32))
-            tensors |= {"cu_seq_lens_q": boundaries, "cu_seq_lens_k": boundaries}
-            tensors |= {"max_length_q": max(sizes), "max_length_k": max(sizes)}
-        if self.with_row_ids:
-            tensors["row_ids"] = [example["row_id"] for example in examples]
-        return tensors
+        return self.collate([example for item in batch for example in examples_of(item)])
 
 
-def _flat(batch: Iterable[Any]) -> Iterable[Mapping[str, Any]]:
-    for item in batch:
-        if isinstance(item, Mapping):
-            yield item
-        else:
-            yield from item
+def examples_of(item: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> Sequence[Mapping[str, Any]]:
+    """The examples of a bin, or the one that it is itself."""
+    return [item] if isinstance(item, Mapping) else item

@@ -157,10 +157,17 @@ class DataReport:
         self.val_in_train = int(np.isin(hashes[val.indices], contents).sum()) if len(val) else 0
 
     def expect_steps(
-        self, batch_size: int, accumulation: int = 1, epochs: float = 1.0, world_size: int = 1, max_steps: int = -1
+        self,
+        batch_size: int,
+        accumulation: int = 1,
+        epochs: float = 1.0,
+        world_size: int = 1,
+        max_steps: int = -1,
+        bins: int | None = None,
     ) -> Schedule:
-        """Batches and steps, as transformers' Trainer counts them for its sampler without drop_last."""
-        examples = self.split("train").examples
+        """Batches and steps, as transformers' Trainer counts them for its sampler without drop_last. `bins`: what the
+        training examples are packed into."""
+        examples = self.split("train").examples if bins is None else bins
         batches = math.ceil(math.ceil(examples / world_size) / batch_size)
         steps = max(1, math.ceil(batches / accumulation)) if batches else 0
         total = max_steps if max_steps > 0 else math.ceil(epochs * steps)

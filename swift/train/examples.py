@@ -18,6 +18,7 @@ from swift.config.commands import SftConfig
 from swift.data import DataReport, EncodedDataset, PadCollator, Prepared, Rows, make_encoder, prepare, write_rows
 from swift.data.heads import HeadCollator, HeadDataset
 from swift.data.media_batch import MediaCollator
+from swift.data.pack import OpenBins, PackedDataset
 from swift.data.prepare import refuse_nothing, use_template
 from swift.data.processors import find_processing
 from swift.errors import DataError, MissingPackage, UsageError
@@ -31,9 +32,9 @@ log = logging.getLogger("swift")
 class Examples:
     """`collate` makes batches of examples, `source(row_id)` is file:line. `val` is None without validation rows."""
 
-    train: EncodedDataset | HeadDataset
+    train: EncodedDataset | HeadDataset | PackedDataset
     val: EncodedDataset | HeadDataset | None
-    collate: PadCollator | HeadCollator | MediaCollator
+    collate: PadCollator | HeadCollator | MediaCollator | OpenBins
     fingerprint: str
     source: Callable[[int], str]
     prepared: Prepared
@@ -86,12 +87,16 @@ def prepare_rows(
             hub_token=options.hub_token,
             check=check,
         )
+    packed = _packed(config, prepared)
+    if packed is not None:
+        prepared.report.remarks.append(packed.describe())
     prepared.report.expect_steps(
         training.per_device_train_batch_size,
         training.gradient_accumulation_steps or 1,
         training.num_train_epochs,
         world_size,
         training.max_steps,
+        None if packed is None else len(packed),
     )
     return config, prepared
 
@@ -117,9 +122,25 @@ def prepare_examples(
     config, prepared = prepare_rows(config, model, tokenizer, world_size)
     log.info(prepared.report.to_text())
     check_rows(config, prepared)
-    collate = _collator(config, prepared, tokenizer)
-    train = prepared.train
-    return config, Examples(train, prepared.val, collate, train.fingerprint(), prepared.source, prepared)
+    collate: Any = _collator(config, prepared, tokenizer)
+    fingerprint = prepared.train.fingerprint()
+    packed = _packed(config, prepared)
+    if packed is not None:
+        collate = OpenBins(collate)
+        fingerprint = f"{fingerprint}-packed-{packed.capacity}"
+    train = prepared.train if packed is None else packed
+    return config, Examples(train, prepared.val, collate, fingerprint, prepared.source, prepared)
+
+
+def _packed(config: SftConfig, prepared: Prepared) -> PackedDataset | None:
+    """The training rows in bins, with --packing; UsageError for rows with media."""
+    training = config.training
+    if not training.packing:
+        return None
+    if prepared.train.media:
+        fix = "leave it out; padding_free already spends nothing on padding"
+        raise UsageError("rows with images, videos or audio can't be packed", where="--packing", fix=fix)
+    return PackedDataset(prepared.train, int(training.packing_length or 0), training.seed)
 
 
 def _collator(config: SftConfig, prepared: Prepared, tokenizer: Any) -> PadCollator | HeadCollator | MediaCollator:

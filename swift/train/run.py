@@ -108,9 +108,9 @@ def train(setup: Setup, loading: LoadPlan, advice: Advice | None = None) -> int:
     for line in loading.lines():
         log.info(line)
     if advice is not None:
-        rows = examples.train
+        rows = examples.prepared.train
         share = int(rows.trained.sum()) / int(rows.lengths.sum())
-        config, lines = advice(config, setup.model, rows.lengths.tolist(), share)
+        config, lines = advice(config, setup.model, examples.train.lengths.tolist(), share)
         setup = dataclasses.replace(setup, config=config)
         for line in lines:
             log.info(line)

@@ -7,9 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from swift.chat import IGNORED
 from swift.data import DataReport, PadCollator, Rows, encode_rows
-from swift.data.pack import FlatCollator, PackedDataset, best_fit_bins
+from swift.data.pack import OpenBins, PackedDataset, best_fit_bins
 from swift.errors import DataError
 from tests.data.fakes import CharacterEncoder
 
@@ -68,50 +67,17 @@ def encoded_rows(words=26, vocab=200):
     return encode_rows(Rows.of(rows), CharacterEncoder(), report=DataReport())
 
 
-def test_a_flat_batch():
+def test_bins_hold_every_example_and_open_into_padded_batches():
     pytest.importorskip("torch")
     encoded = encoded_rows()
     packed = PackedDataset(encoded, 64)
     assert packed.lengths.sum() == encoded.lengths.sum() and "27 examples" in packed.describe()
-    batch = FlatCollator(flash=True, with_row_ids=True)([packed[0], packed[1]])
-    assert len(batch["row_ids"]) == len(packed.bins[0]) + len(packed.bins[1])
-    bounds = batch["cu_seq_lens_q"].tolist()
-    assert bounds[-1] == batch["input_ids"].shape[1] == packed.lengths[:2].sum()
-    for row_id, a, b in zip(batch["row_ids"], bounds, bounds[1:], strict=False):
-        assert batch["input_ids"][0, a:b].tolist() == encoded[row_id]["input_ids"].tolist()
-        assert batch["position_ids"][0, a:b].tolist() == list(range(b - a))
-        assert batch["labels"][0, a] == IGNORED
-        assert batch["labels"][0, a + 1 : b].tolist() == encoded[row_id]["labels"][1:].tolist()
-    alone = FlatCollator()([encoded[0], encoded[1]])
-    assert set(alone) == {"input_ids", "labels", "position_ids"}
-
-
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_packed_loss_and_gradients_are_those_of_padded_batches(attention):
-    torch = pytest.importorskip("torch")
-    from tests.tiny import model
-
-    encoded = encoded_rows()
-    packed = PackedDataset(encoded, 96)
-    results = []
-    for batches, collate in (
-        ([[encoded[i] for i in range(k, min(k + 4, len(encoded)))] for k in range(0, len(encoded), 4)], PadCollator(0)),
-        ([[packed[i]] for i in range(len(packed))], FlatCollator()),
-    ):
-        net = model("qwen2")
-        net.set_attn_implementation(attention)
-        total, learned = 0.0, 0
-        for examples in batches:
-            batch = collate(examples)
-            labels = batch.pop("labels")
-            logits = net(**batch, use_cache=False).logits
-            loss = torch.nn.functional.cross_entropy(
-                logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten(), ignore_index=IGNORED, reduction="sum"
-            )
-            loss.backward()
-            total, learned = total + loss.item(), learned + int((labels[:, 1:] != IGNORED).sum())
-        gradient = torch.cat([p.grad.flatten() for p in net.parameters() if p.grad is not None])
-        results.append((total / learned, learned, gradient / learned))
-    (loss_a, count_a, grad_a), (loss_b, count_b, grad_b) = results
-    assert count_a == count_b and abs(loss_a - loss_b) < 1e-5
-    assert torch.allclose(grad_a, grad_b, atol=1e-6)
+    batch = OpenBins(PadCollator(0, with_row_ids=True))([packed[0], packed[1]])
+    rows = [*packed.bins[0], *packed.bins[1]]
+    assert batch["row_ids"] == [int(encoded.row_ids[i]) for i in rows]
+    for line, i in enumerate(rows):
+        size = int(encoded.lengths[i])
+        assert batch["input_ids"][line, :size].tolist() == encoded[i]["input_ids"].tolist()
+        assert batch["attention_mask"][line].sum() == size
+    alone = OpenBins(PadCollator(0))([encoded[0], encoded[1]])
+    assert alone["input_ids"].shape[0] == 2

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 from transformers import TrainerCallback
 
+from swift.data.pack import examples_of
 from swift.train import random_state
 from swift.train.lean.path import FastPath
 from swift.train.losses import IGNORED, label_count
@@ -83,7 +84,7 @@ def verify(
 
     `mixed`: under autocast.
     """
-    batch = collate([_clipped(rows[i % len(rows)], LENGTHS[i]) for i in range(min(ROWS, len(rows)))])
+    batch = collate([_clipped(examples_of(rows[i % len(rows)])[0], LENGTHS[i]) for i in range(min(ROWS, len(rows)))])
     model = path.model
     exact = not mixed and all(p.dtype == torch.float32 for p in model.parameters() if p.is_floating_point())
     with random_state.untouched(), _at_rest(model), _noise_in_zeros(model):
