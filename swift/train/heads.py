@@ -133,13 +133,24 @@ class HeadTrainer(SftTrainer):
         return count
 
     def _items(self, batch: dict[str, torch.Tensor]) -> torch.Tensor:
-        """Rows with a label each, else positives, or all documents of a pointwise ranker."""
+        """Rows with a label each, else positives, or all documents of a pointwise ranker; fillers are none."""
+        if not batch["row_ids"]:
+            return torch.tensor(0)
         if "targets" in batch:
             return torch.tensor(len(batch["targets"]))
         if self.objective is pointwise:
             return torch.tensor(len(batch["roles"]))
         return (batch["roles"] == POSITIVE).sum()
 
-    def _forward(self, model, inputs, tokens: torch.Tensor, smoothing: float) -> tuple[torch.Tensor, LossParts]:
+    def plain_forward(self, model, inputs, tokens: torch.Tensor, smoothing: float) -> tuple[torch.Tensor, LossParts]:
         parts = self.objective(model, inputs)
         return parts.total / tokens, parts
+
+    def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
+        """A batch of nothing but fillers (the last of one process among several) goes through, and counts nothing."""
+        if inputs["row_ids"]:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        inputs.pop("row_ids")
+        loss = self.plain_forward(model, inputs, num_items_in_batch, 0.0)[0] * 0.0
+        self._step_losses.append((loss.detach(), []))
+        return loss

@@ -78,7 +78,7 @@ class Filled(Sequence[Any]):
             raise IndexError(place)
         row = self.rows[_short(self.rows)]
         example = row if isinstance(row, Mapping) else row[0]
-        unlearned = {**example, "labels": [IGNORED] * len(example["labels"])}
+        unlearned = {**example, "labels": [IGNORED] * len(example["labels"])} if "labels" in example else example
         return Filler(unlearned if isinstance(row, Mapping) else [unlearned])
 
 

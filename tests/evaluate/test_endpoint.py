@@ -114,7 +114,7 @@ def test_the_score_is_that_of_the_same_model_loaded_here(evaluate, tmp_path):
     with Server().running() as url:
         code, there, err = evaluate("--eval_url", url)
     assert code == 0, err
-    code, here, err = evaluate("--model", "model")
+    code, here, err = evaluate("--model", "model", "--torch_dtype", "float32")
     assert code == 0, err
     assert there["mode"] == here["mode"] == "log-likelihood"
     assert (
