@@ -163,7 +163,11 @@ def trl_trainer(task: dict, model, place: str):
         dataset_kwargs={"skip_prepare_dataset": True},
     )
     rows = [
-        {"input_ids": row["input_ids"], "completion_mask": [int(label != -100) for label in row["labels"]]}
+        {
+            "input_ids": row["input_ids"],
+            "labels": row["labels"],
+            "completion_mask": [int(label != -100) for label in row["labels"]],
+        }
         for row in task["rows"]
     ]
     trainer = InOrder(
