@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 
+# Loggers of libraries that warn, in every run, of a faster kernel that nobody asked for.
+CHATTY = ("bitsandbytes.backends.cpu.ops",)
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
 
@@ -19,6 +21,8 @@ def speak(level: str = "info", stream: str = "stdout") -> None:
     quiet_rank = int(os.environ.get("RANK", "0")) > 0
     logger.setLevel(logging.ERROR if quiet_rank else LEVELS[level])
     logger.propagate = False
+    for name in CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
     for handler in [h for h in logger.handlers if isinstance(h, _Printer)]:
         logger.removeHandler(handler)
     logger.addHandler(_Printer(stream))
