@@ -18,7 +18,7 @@ import numpy as np
 from swift.chat import ChatEncoder, RowDropped
 from swift.data.plain import PlainEncoder
 from swift.data.report import DataReport, SplitCount
-from swift.data.rows import Row, RowError, Rows
+from swift.data.rows import RowError, Rows
 from swift.errors import DataError, SwiftError, UsageError
 
 QUERY, POSITIVE, NEGATIVE = 0, 1, 2
@@ -98,7 +98,7 @@ class Texts:
 
 
 class HeadEncoder:
-    """Encodes rows for one task. `labels` is None for embedding and reranker; `scored`: pairs carry a similarity."""
+    """Encodes rows for one task. `labels` is None for embedding and reranker."""
 
     def __init__(
         self,
@@ -206,15 +206,11 @@ def encode_heads(rows: Rows, encoder: HeadEncoder, report: DataReport, split: st
         count.used += 1
         if cut:
             count.truncated.add("", f"--truncation_strategy {encoder.strategy}", row.source)
-        found.append((_number(row), texts))
+        found.append((row.index, texts))
     dataset = HeadDataset(found)
     count.lengths, count.trained = dataset.lengths, dataset.trained
     report.splits[split] = count
     return dataset
-
-
-def _number(row: Row) -> int:
-    return row.index
 
 
 def _reason(error: RowError | SwiftError) -> tuple[str, str]:

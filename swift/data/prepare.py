@@ -27,6 +27,7 @@ from swift.data.encode import encode_rows
 from swift.data.encoded import EncodedDataset
 from swift.data.load import Loaded, load_rows
 from swift.data.mask_view import Shown, shown
+from swift.data.pack import PackedDataset
 from swift.data.plain import PlainEncoder
 from swift.data.report import DataReport, SplitCount
 from swift.data.rows import Rows
@@ -43,7 +44,7 @@ SHOWN = 3  # examples in a saved report
 @dataclass(frozen=True)
 class Prepared:
     """Encoded rows; `val` is None without validation rows. `val_rows`: those of them that were read in this run.
-    `source(row_id)`: file:line of a training example's row.
+    `source(row_id)`: file:line of a training example's row. `packed`: the training examples in bins, with --packing.
     """
 
     train: EncodedDataset
@@ -52,6 +53,7 @@ class Prepared:
     report: DataReport
     source: Callable[[int], str]
     encoder: ChatEncoder | PlainEncoder
+    packed: PackedDataset | None = None
 
     def shown(self, n: int = SHOWN) -> list[Shown]:
         """The first `n` training examples for the mask viewer."""

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 def last_hidden(model, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> torch.Tensor:
     """float32 [texts, hidden] of a language model, for `input_ids` and `attention_mask` int64 [texts, length]."""
-    extra = {"logits_to_keep": 1} if _takes_logits_to_keep(model) else {}
+    extra = {"logits_to_keep": 1} if takes_logits_to_keep(model) else {}
     output = model(
         input_ids=input_ids, attention_mask=attention_mask, output_hidden_states=True, use_cache=False, **extra
     )
@@ -23,7 +23,8 @@ def last_hidden(model, input_ids: torch.Tensor, attention_mask: torch.Tensor) ->
     return F.normalize(hidden[torch.arange(len(hidden), device=hidden.device), last].float(), dim=-1)
 
 
-def _takes_logits_to_keep(model) -> bool:
+def takes_logits_to_keep(model) -> bool:
+    """True when the model can compute the logits of chosen positions only."""
     inner = getattr(model, "module", model)  # inside DistributedDataParallel
     inner = inner.get_base_model() if hasattr(inner, "peft_config") else inner
     return "logits_to_keep" in inspect.signature(inner.forward).parameters

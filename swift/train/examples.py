@@ -6,6 +6,7 @@ token, a label or the order of the training rows does.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,6 +91,7 @@ def prepare_rows(
     packed = _packed(config, prepared)
     if packed is not None:
         prepared.report.remarks.append(packed.describe())
+        prepared = dataclasses.replace(prepared, packed=packed)
     prepared.report.expect_steps(
         training.per_device_train_batch_size,
         training.gradient_accumulation_steps or 1,
@@ -123,8 +125,7 @@ def prepare_examples(
     log.info(prepared.report.to_text())
     check_rows(config, prepared)
     collate: Any = _collator(config, prepared, tokenizer)
-    fingerprint = prepared.train.fingerprint()
-    packed = _packed(config, prepared)
+    fingerprint, packed = prepared.train.fingerprint(), prepared.packed
     if packed is not None:
         collate = OpenBins(collate)
         fingerprint = f"{fingerprint}-packed-{packed.capacity}"

@@ -9,7 +9,6 @@ and accelerate's.
 from __future__ import annotations
 
 import gc
-import inspect
 import json
 import math
 import time
@@ -25,6 +24,7 @@ from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
 
 from swift import runs
 from swift.errors import TrainingError
+from swift.models.embed import takes_logits_to_keep
 from swift.train import checkpoints, fsdp, metrics, random_state, zero
 from swift.train.callbacks import Reporter, Schedule
 from swift.train.lean.check import CheckFirst
@@ -88,7 +88,7 @@ class SftTrainer(Trainer):
             if not args.dataloader_drop_last:
                 train_dataset = Filled(train_dataset, pass_rows)
         self.order = EpochOrder(count, seed, shuffle, lengths, group, len(train_dataset))
-        self.narrow_logits = _takes_logits_to_keep(model) and not args.torch_compile
+        self.narrow_logits = takes_logits_to_keep(model) and not args.torch_compile
         self.own_loss = not args.use_liger_kernel
         self.data_fingerprint = data_fingerprint
         self.best_saved: Path | None = None
@@ -500,12 +500,6 @@ class SftTrainer(Trainer):
     def _load_rng_state(self, checkpoint: str | None) -> None:
         if not self.resume_only_model:
             super()._load_rng_state(checkpoint)
-
-
-def _takes_logits_to_keep(model: torch.nn.Module) -> bool:
-    """True when the model can compute the logits of chosen positions only."""
-    base = model.get_base_model() if isinstance(model, PeftModel) else model
-    return "logits_to_keep" in inspect.signature(base.forward).parameters
 
 
 def _counted(labels: torch.Tensor) -> LossParts:
