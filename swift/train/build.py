@@ -21,6 +21,7 @@ from swift.plugins import make_callbacks
 from swift.train.callbacks import LogFile, Progress, Schedule
 from swift.train.heads import HeadTrainer, Objective
 from swift.train.interrupt import Interrupt
+from swift.train.kept import Saving
 from swift.train.lean.path import FastPath
 from swift.train.trainer import SftTrainer
 from swift.train.weights import load_weights, save_weights
@@ -67,14 +68,11 @@ def build_trainer(
     `lengths`: tokens of each training row, needed by --group_by_length. `sources(row_id)`: file:line of a row.
     `processor_files` are saved with the tokenizer. `objective`: what a model that doesn't write text is trained for.
     """
-    training = config.training
+    training, kept = config.training, config.saving
     run_dir = Path(args.output_dir)
-    schedule = Schedule(config.logging, config.evaluation, config.saving, interrupt or Interrupt())
-    quiet = config.logging.log_level in ("warning", "error")
-    progress = Progress(plain=config.logging.disable_tqdm, quiet=quiet)
 
     def save_model_files(directory: Path, state: dict[str, torch.Tensor] | None = None) -> None:
-        save_weights(model, directory, config.saving.max_shard_size, state)
+        save_weights(model, directory, kept.max_shard_size, state)
         if save_tokenizer:
             tokenizer.save_pretrained(str(directory))
             for file in processor_files:
@@ -82,50 +80,56 @@ def build_trainer(
         if (run_dir / runs.ARGS).is_file():
             shutil.copyfile(run_dir / runs.ARGS, directory / runs.ARGS)
 
-    rates = _part_rates(config, model)
-
-    def groups() -> list[dict[str, Any]]:
-        return optimizer_groups(
-            model,
-            learning_rate=training.learning_rate,
-            weight_decay=training.weight_decay,
-            lorap_lr_ratio=config.tuner.lorap_lr_ratio,
-            part_rates=rates,
-            decays=decayed.__contains__,
-        )
-
-    trainer = (SftTrainer if objective is None else partial(HeadTrainer, objective=objective))(
+    return (SftTrainer if objective is None else partial(HeadTrainer, objective=objective))(
         model=model,
         args=args,
         data_collator=collate,
         train_dataset=train_rows,
         eval_dataset=val_rows,
-        schedule=schedule,
-        callbacks=[
-            LogFile(runs.RunLog(run_dir / runs.LOG)),
-            progress,
-            *_reporters(config, run_dir),
-            *callbacks,
-            *make_callbacks(config.logging.callbacks),
-        ],
-        save_model_files=save_model_files,
-        load_weights=lambda directory: load_weights(model, directory),
+        schedule=Schedule(config.logging, config.evaluation, kept, interrupt or Interrupt()),
+        callbacks=[*_watchers(config, run_dir), *callbacks, *make_callbacks(config.logging.callbacks)],
+        saving=Saving(
+            save_model_files,
+            lambda directory: load_weights(model, directory),
+            total_limit=kept.save_total_limit,
+            only_model=kept.save_only_model,
+            resume_only_model=kept.resume_only_model,
+            symlinks=kept.create_checkpoint_symlink,
+            data_fingerprint=data_fingerprint,
+        ),
         sources=sources,
         lengths=lengths if training.group_by_length else None,
         fast_path=_fast_path(config, model),
-        parameter_groups=groups if rates or config.tuner.lorap_lr_ratio is not None else None,
+        parameter_groups=_parameter_groups(config, model),
         shuffle=training.train_dataloader_shuffle,
         acc_strategy=config.evaluation.acc_strategy,
         label_smoothing=training.label_smoothing_factor,
         eval_sums_to_host_every=config.evaluation.eval_accumulation_steps,
-        save_total_limit=config.saving.save_total_limit,
-        save_only_model=config.saving.save_only_model,
-        resume_only_model=config.saving.resume_only_model,
-        data_fingerprint=data_fingerprint,
-        symlinks=config.saving.create_checkpoint_symlink,
     )
-    decayed = set(trainer.get_decay_parameter_names(model))
-    return trainer
+
+
+def _watchers(config: SftConfig, run_dir: Path) -> list[TrainerCallback]:
+    """Who shows how the run goes."""
+    quiet = config.logging.log_level in ("warning", "error")
+    progress = Progress(plain=config.logging.disable_tqdm, quiet=quiet)
+    return [LogFile(runs.RunLog(run_dir / runs.LOG)), progress, *_reporters(config, run_dir)]
+
+
+def _parameter_groups(
+    config: SftConfig, model: torch.nn.Module
+) -> Callable[[frozenset[str]], list[dict[str, Any]]] | None:
+    """The optimizer's groups by the names that decay, where parts have rates of their own."""
+    rates, ratio = _part_rates(config, model), config.tuner.lorap_lr_ratio
+    if not rates and ratio is None:
+        return None
+    return lambda decayed: optimizer_groups(
+        model,
+        learning_rate=config.training.learning_rate,
+        weight_decay=config.training.weight_decay,
+        lorap_lr_ratio=ratio,
+        part_rates=rates,
+        decays=decayed.__contains__,
+    )
 
 
 def _fast_path(config: SftConfig, model: torch.nn.Module) -> FastPath | None:

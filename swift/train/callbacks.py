@@ -164,6 +164,7 @@ SHOWN = {
     "grad_norm": "grad {:.2f}",
     "learning_rate": "lr {:.2e}",
     "tokens_per_second": "{:.0f} tok/s",
+    "mfu": "mfu {:.1%}",
     "memory_gib": "{:.2f} GiB",
 }
 

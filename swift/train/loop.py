@@ -106,7 +106,7 @@ def _train(trainer: SftTrainer, setup: Setup, checkpoint: Path | None) -> tuple[
 
 def _can_go_on(trainer: SftTrainer, saved: Path | None) -> bool:
     """From the first step, whose weights are as they were loaded, or from a checkpoint with the optimizer's state."""
-    return trainer.state.global_step == 0 or (saved is not None and not trainer.save_only_model)
+    return trainer.state.global_step == 0 or (saved is not None and not trainer.saving.only_model)
 
 
 def _with(setup: Setup, portions: Portions) -> Any:

@@ -15,7 +15,7 @@ import torch
 
 from swift.train.losses import LossParts
 
-FIELDS = ("loss", "steps", "right", "tokens", "right_rows", "rows", "inputs")
+FIELDS = ("loss", "steps", "right", "tokens", "right_rows", "rows", "inputs", "places", "flops")
 
 
 class Tally:
@@ -25,11 +25,20 @@ class Tally:
         dtype = torch.float32 if device.type == "mps" else torch.float64
         self.sums = torch.zeros(len(FIELDS), dtype=dtype, device=device)
 
-    def add_batch(self, loss: torch.Tensor, parts: LossParts | None, input_tokens: torch.Tensor) -> None:
-        """`loss`: the batch's share of its step's mean loss. `parts` is None where the model hides its logits."""
+    def add_batch(
+        self,
+        loss: torch.Tensor,
+        parts: LossParts | None,
+        inputs: torch.Tensor,
+        places: torch.Tensor,
+        flops: torch.Tensor,
+    ) -> None:
+        """`loss`: the batch's share of its step's mean loss. `parts` is None where the model hides its logits.
+        `inputs` tokens, `places` that were computed, padding with them, `flops` needed: scalars.
+        """
         zero = torch.zeros((), device=self.sums.device)
         counts = (parts.right, parts.tokens, parts.right_rows, parts.rows) if parts else (zero, zero, zero, zero)
-        values = (loss, zero, *counts, input_tokens)
+        values = (loss, zero, *counts, inputs, places, flops)
         self.sums += torch.stack([v.detach().to(self.sums) for v in values])
 
     def end_step(self) -> None:

@@ -42,14 +42,14 @@ class StepStart(TrainerCallback):
         trainer.add_callback(self)
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
-        self._kept = (RandomState.now(), self.trainer.tally.sums.clone())
+        self._kept = (RandomState.now(), self.trainer.meter.tally.sums.clone())
 
     def go_back(self) -> None:
         """Random states and sums as the step that failed found them."""
         if self._kept is not None:
             state, sums = self._kept
             state.restore()
-            self.trainer.tally.sums.copy_(sums)
+            self.trainer.meter.tally.sums.copy_(sums)
 
 
 def keep_last_step(trainer: SftTrainer, start: StepStart) -> Path | None:

@@ -30,17 +30,15 @@ class Probe(TrainerCallback):
         longest = sorted(range(len(self.lengths)), key=self.lengths.__getitem__, reverse=True)
         rows = [trainer.train_dataset[i] for i in longest[: args.train_batch_size]]
         batch = trainer.data_collator(rows)
-        sums = trainer.tally.values()
         # The optimizer's state comes into being in the first step: its room is held meanwhile.
         trained = [p for p in model.parameters() if p.requires_grad]
         room = [torch.ones_like(p) for p in trained for _ in range(ADAM_MOMENTS)] if state.global_step == 0 else []
-        with random_state.untouched():
+        with random_state.untouched(), trainer.meter.untouched():
             tokens = trainer._get_num_items_in_batch([batch], args.device).clamp(min=1)
             trainer.training_step(trainer.model_wrapped, batch, tokens)
         del room
         trainer.model_wrapped.zero_grad(set_to_none=True)
         trainer.forget_batches()
-        trainer.tally.restore(sums)
         shape = " x ".join(map(str, batch["input_ids"].shape))
         log.info(
             "probe: the largest batch (%s tokens) fits, peak %.2f GiB", shape, metrics.peak_memory_gib(args.device)

@@ -204,12 +204,13 @@ def _outcome(trainer: SftTrainer, config: SftConfig, interrupt: Interrupt) -> su
     return summary.Outcome(
         step=state.global_step,
         max_steps=state.max_steps,
-        seconds=trainer.watch.elapsed(),
+        seconds=trainer.meter.watch.elapsed(),
         last=trainer.last_saved,
         best=trainer.best_saved,
         best_metric=state.best_metric,
         metric=_metric(config),
-        tokens_seen=trainer.tokens_seen,
+        tokens_seen=trainer.meter.tokens_seen,
+        speed=trainer.meter.sitting(),
         prefer_best=config.evaluation.load_best_model_at_end,
         interrupted=interrupt.signal is not None and state.global_step < state.max_steps,
     )

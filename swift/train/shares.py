@@ -99,8 +99,3 @@ class WithoutFillers:
         if real:
             return self.collate(real)
         return {**self.collate([batch[0].row]), "row_ids": []}
-
-
-def counted_tokens(mask: torch.Tensor, rows: Sequence[int]) -> torch.Tensor:
-    """Input tokens of a batch whose rows are `rows`: a batch of fillers has none."""
-    return mask.sum() if rows else torch.zeros((), dtype=torch.int64, device=mask.device)

@@ -7,7 +7,7 @@ import logging
 import os
 import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from swift import runs
@@ -21,7 +21,9 @@ log = logging.getLogger("swift")
 
 @dataclass(frozen=True)
 class Outcome:
-    """How far a run has come. `prefer_best`: the result is the best checkpoint, not the last."""
+    """How far a run has come. `prefer_best`: the result is the best checkpoint, not the last. `speed`: the means of
+    `Meter.sitting`, where this process trained.
+    """
 
     step: int
     max_steps: int
@@ -33,6 +35,7 @@ class Outcome:
     tokens_seen: Mapping[str, int]
     prefer_best: bool
     interrupted: bool = False
+    speed: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def result(self) -> Path | None:
@@ -72,6 +75,7 @@ def finish(run_dir: Path, outcome: Outcome) -> None:
         seconds=round(outcome.seconds, 3),
         input_tokens=outcome.tokens_seen["inputs"],
         trained_tokens=outcome.tokens_seen["tokens"],
+        **({"speed": dict(outcome.speed)} if outcome.speed else {}),
     )
     _, losses = series(records, "loss")
     if len(losses) > 1:
@@ -83,6 +87,7 @@ def finish(run_dir: Path, outcome: Outcome) -> None:
 def summary_lines(run_dir: Path, outcome: Outcome, images: bool) -> list[str]:
     verb = "stopped" if outcome.interrupted else "finished"
     lines = [f"{verb} at step {outcome.step} of {outcome.max_steps} after {clock(outcome.seconds)}"]
+    lines += speed_lines(outcome.speed)
     lines.append(f"run directory:   {shown(run_dir)}")
     if outcome.last:
         lines.append(f"last checkpoint: {shown(outcome.last)}")
@@ -97,6 +102,28 @@ def summary_lines(run_dir: Path, outcome: Outcome, images: bool) -> list[str]:
         option = "--adapters" if (outcome.result / "adapter_config.json").is_file() else "--model"
         lines.append(f"talk to it:      swift infer {option} {quoted(outcome.result)}")
     return lines
+
+
+def speed_lines(speed: Mapping[str, float]) -> list[str]:
+    """How fast the run was, against this machine's best, and where its time went."""
+    if not speed:
+        return []
+    rate = f"{speed['tokens_per_second']:.0f} tokens/s, {human_flops(speed['flops_per_second'])}"
+    if "mfu" in speed:
+        rate += f", {speed['mfu']:.1%} of this machine's matrix products (MFU)"
+    lines = [f"speed:           {rate}, {speed['padding_share']:.1%} padding"]
+    shares = {name.removesuffix("_share"): value for name, value in speed.items() if name.endswith("_share")}
+    del shares["padding"]
+    if shares:
+        rest = max(0.0, 1 - sum(shares.values()))
+        parts = ", ".join(f"{name} {share:.1%}" for name, share in {**shares, "rest": rest}.items())
+        lines.append(f"time went to:    {parts}")
+    return [*lines, f"peak memory:     {speed['memory_gib']:.2f} GiB"]
+
+
+def human_flops(rate: float) -> str:
+    """`12.3 GFLOP/s`"""
+    return f"{rate / 1e12:.3g} TFLOP/s" if rate >= 1e12 else f"{rate / 1e9:.3g} GFLOP/s"
 
 
 def shown(path: Path) -> str:

@@ -33,6 +33,7 @@ CURVES = (
     "eval_loss",
     "learning_rate",
     "tokens_per_second",
+    "mfu",
     "token_acc",
     "eval_token_acc",
     "grad_norm",

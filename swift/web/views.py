@@ -155,6 +155,7 @@ def _figures(run: Run, last: dict[str, float], state: str) -> list[tuple[str, st
             found.append((name, format(last[name], form)))
     if "tokens_per_second" in last:
         found.append(("tokens_per_second", f"{last['tokens_per_second']:.0f}"))
+    found += [(name, f"{last[name]:.1%}") for name in ("mfu", "padding_share") if name in last]
     if "memory_gib" in last:
         found.append(("memory_gib", f"{last['memory_gib']:.2f} GiB"))
     held = memory_of(run.job) if run.job else 0

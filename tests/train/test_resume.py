@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 import random
 
@@ -90,6 +91,10 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, case):
         tmp_path / "whole" / last, tmp_path / "whole" / checkpoints.name_of(cfg.saving.save_steps)
     )
     timeless = (
+        "padding_share",
+        "flops_per_second",
+        "mfu",
+        "data_share",
         "forward_share",
         "backward_share",
         "optimizer_share",
@@ -181,14 +186,14 @@ def test_a_failing_write_leaves_the_earlier_checkpoints_and_nothing_half_written
     rows, base = support.encoded_rows(24), tiny.model("llama")
     cfg = support.config(save_steps=2, num_train_epochs=1.0)
     trainer = make(tmp_path, "run", cfg, base, rows)
-    save = trainer.save_model_files
+    save = trainer.saving.save_model_files
 
     def full_disk_at_step_4(directory, state=None):
         if directory.name.endswith("-4"):
             raise OSError(28, "No space left on device")
         save(directory, state)
 
-    trainer.save_model_files = full_disk_at_step_4
+    trainer.saving = dataclasses.replace(trainer.saving, save_model_files=full_disk_at_step_4)
     with pytest.raises(ResourceError, match="No space left"):
         trainer.train()
     assert sorted(p.name for p in (tmp_path / "run").iterdir()) == ["checkpoint-2", "logging.jsonl"]

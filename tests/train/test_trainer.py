@@ -23,6 +23,10 @@ NUMBERS = (
     "learning_rate",
     "token_acc",
     "tokens_per_second",
+    "padding_share",
+    "flops_per_second",
+    "mfu",
+    "data_share",
     "forward_share",
     "backward_share",
     "optimizer_share",
@@ -58,7 +62,7 @@ def test_the_log_holds_plain_numbers(tmp_path, base):
     assert all(set(NUMBERS) == set(r) for r in trained)
     assert all(isinstance(value, (int, float)) for r in records for value in r.values())
     for record in trained:
-        shares = [record[f"{part}_share"] for part in ("forward", "backward", "optimizer")]
+        shares = [record[f"{part}_share"] for part in ("data", "forward", "backward", "optimizer")]
         assert min(shares) > 0 and sum(shares) <= 1.001
     (evaluated,) = [r for r in records if "eval_loss" in r]
     assert evaluated["step"] == 4 and 0 <= evaluated["eval_token_acc"] <= 1
@@ -68,8 +72,8 @@ def test_the_log_holds_plain_numbers(tmp_path, base):
 def test_tokens_are_counted_without_padding(tmp_path, base):
     rows = support.encoded_rows(16)
     trainer = run(tmp_path, base, rows, num_train_epochs=2.0)
-    assert trainer.tokens_seen["inputs"] == 2 * sum(len(row["input_ids"]) for row in rows)
-    assert trainer.tokens_seen["tokens"] == 2 * sum(sum(x != -100 for x in row["labels"][1:]) for row in rows)
+    assert trainer.meter.tokens_seen["inputs"] == 2 * sum(len(row["input_ids"]) for row in rows)
+    assert trainer.meter.tokens_seen["tokens"] == 2 * sum(sum(x != -100 for x in row["labels"][1:]) for row in rows)
 
 
 def test_a_loss_that_is_not_a_number_names_the_batch_and_spares_the_weights(tmp_path, base):

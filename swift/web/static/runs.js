@@ -9,6 +9,7 @@
     ["loss", ["loss", "eval_loss"]],
     ["learning_rate", ["learning_rate"]],
     ["tokens_per_second", ["tokens_per_second"]],
+    ["mfu", ["mfu"]],
     ["token_acc", ["token_acc", "eval_token_acc"]],
     ["grad_norm", ["grad_norm"]],
     ["memory_gib", ["memory_gib"]],
