@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from swift.data.media import KINDS, MediaSlots
-from swift.data.messages import canonical_messages, kind_of, parse_json_text, text_of
+from swift.data.messages import canonical_messages, is_number, kind_of, parse_json_text, text_of
 from swift.data.pairs import PAIR_COLUMNS, as_query, candidates
 from swift.data.rows import RowError
 
@@ -35,6 +35,13 @@ RESPONSE = ("response", "output", "solution", "answer", "targets", "target", "co
 SYSTEM = ("system", "system_prompt", "system_message")
 TEXT = ("text", "content", "response", "completion")
 REJECTED = ("rejected_messages", "rejected_response", "rejected")
+# columns of other tools' preference rows -> ours, where both are there
+PREFERENCE_COLUMNS = (
+    ("chosen_response", "rejected_response"),
+    ("response_chosen", "response_rejected"),
+    ("chosen_messages", "rejected_messages"),
+)
+TALKS = ("prompt", "query", "question", "completion", "chosen", *REJECTED)  # may be a conversation as JSON text (csv)
 LABEL = ("label", "kto_tag")
 TOOLS = ("tools", "functions")
 MEDIA = {kind: (kind + "s", kind, kind + "_path") for kind in KINDS}
@@ -44,8 +51,9 @@ IGNORED = "_-"  # `--columns '{"history": "_"}'`: don't look at this column
 CANONICAL = ("messages", "tools", "images", "videos", "audios", "rejected_messages", "label", *KEPT)
 COLUMNS = frozenset(
     [*CANONICAL, *CONVERSATION, *QUERY, *RESPONSE, *SYSTEM, *TEXT, *REJECTED, *LABEL, *TOOLS, *_MEDIA_COLUMNS]
-    + ["chosen", "history", "context", "tag", *PAIR_COLUMNS]
+    + ["chosen", "history", "context", "tag", *PAIR_COLUMNS, *sum(PREFERENCE_COLUMNS, ())]
 )
+ANSWERED = frozenset([*RESPONSE, *CONVERSATION, *LABEL, *REJECTED, "chosen"])
 KNOWN = "messages | conversations | instruction, input, output | query, response, history | prompt, completion | "
 KNOWN += "chosen, rejected | query, positive, negative | text"
 _TURN = re.compile(r"\n\n(Human|Assistant):")
@@ -54,12 +62,15 @@ _TURN = re.compile(r"\n\n(Human|Assistant):")
 @dataclass(frozen=True)
 class ColumnMap:
     """How one data set names its columns: `rename` {its column: our column}; `roles` {its role: our role};
-    `role_key`, `content_key`: the keys of its messages."""
+    `role_key`, `content_key`: the keys of its messages. `ranked`: a list of two answers is the preferred one and the
+    other; `plain`: a query without an answer is a text to learn."""
 
     rename: Mapping[str, str] = field(default_factory=dict)
     roles: Mapping[str, str] = field(default_factory=dict)
     role_key: str | None = None
     content_key: str | None = None
+    ranked: bool = False
+    plain: bool = False
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,9 @@ def canonical_row(
     if not isinstance(value, Mapping):
         raise RowError("the row is no object", f"it is {kind_of(value)}")
     columns, notes = columns or ColumnMap(), Counter() if notes is None else notes
-    given = as_query(_renamed(value, columns))
+    given = _opened(_as_preference(as_query(_renamed(value, columns)), columns.ranked), notes)
+    if columns.plain and need_response and not ANSWERED & given.keys() and "query" in given:
+        given["text"] = given.pop("query")
     if (text := _text_only(given)) is not None:
         return Canonical({"text": text, **_extra_columns(value, {"text"}, keep_columns, notes)}, "text")
     media = MediaSlots()
@@ -130,6 +143,33 @@ def _renamed(value: Mapping[str, Any], columns: ColumnMap) -> dict[str, Any]:
         replaced -= {"input"} - set(named)
     given = {str(k): v for k, v in value.items() if v is not None and k not in rename and k not in replaced}
     return given | named
+
+
+def _as_preference(given: dict[str, Any], ranked: bool) -> dict[str, Any]:
+    """The two answers under the names chosen and rejected, whatever their columns are called."""
+    answers = given.get("response")
+    if ranked and isinstance(answers, list) and len(answers) == 2:
+        return {k: v for k, v in given.items() if k != "response"} | {"chosen": answers[0], "rejected": answers[1]}
+    for names in PREFERENCE_COLUMNS:
+        if all(name in given for name in names) and "chosen" not in given:
+            sides = dict(zip(names, ("chosen", "rejected"), strict=True))
+            return {sides.get(name, name): value for name, value in given.items()}
+    return given
+
+
+def _opened(given: dict[str, Any], notes: Counter[str]) -> dict[str, Any]:
+    """Conversations that stand as JSON text where they could also be texts: only what is nothing else is opened."""
+    for name in TALKS:
+        text = given.get(name)
+        if isinstance(text, str) and re.match(r"\s*\[\s*\{", text):
+            try:
+                found = json.loads(text)
+            except (ValueError, RecursionError):
+                continue
+            if all(isinstance(item, dict) and ("role" in item or "from" in item) for item in found):
+                given = given | {name: found}
+                notes["conversations read from JSON text"] += 1
+    return given
 
 
 def _text_only(given: Mapping[str, Any]) -> str | None:
@@ -378,9 +418,9 @@ def _label(value: Any) -> Any:
         if re.fullmatch(r"-?[0-9]{1,9}", text):
             return int(text)
         return float(text) if re.fullmatch(r"-?[0-9]{1,9}\.[0-9]{1,17}", text) else value
-    if isinstance(value, (bool, int, float, list)):
+    if isinstance(value, (bool, list)) or is_number(value):
         return value
-    raise RowError("unusable label", kind_of(value))
+    raise RowError("unusable label", repr(value) if isinstance(value, float) else kind_of(value))
 
 
 def _extra_columns(value: Mapping[str, Any], taken: Iterable[str], keep: bool, notes: Counter[str]) -> dict[str, Any]:

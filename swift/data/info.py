@@ -76,6 +76,8 @@ def _named_entry(name: str, entry: Mapping[str, Any], folder: Path) -> InfoEntry
     columns, tags = entry.get("columns") or {}, entry.get("tags") or {}
     aims = dict(_COLUMNS) if "query" in columns else _COLUMNS | {"prompt": "query"}
     rename = {theirs: aims.get(ours, ours) for ours, theirs in columns.items() if theirs}
+    if entry.get("ranking") and entry.get("formatting", "alpaca") == "alpaca" and "response" not in columns:
+        rename["output"] = "response"
     file = entry.get("file_name")
     path = folder / file if file else None
     if path is not None and entry.get("folder"):
@@ -87,6 +89,8 @@ def _named_entry(name: str, entry: Mapping[str, Any], folder: Path) -> InfoEntry
             roles={tags[key]: role for key, role in _ROLE_TAGS.items() if tags.get(key)},
             role_key=tags.get("role_tag"),
             content_key=tags.get("content_tag"),
+            ranked=bool(entry.get("ranking")),
+            plain=set(columns) == {"prompt"},
         ),
         path=path,
         ms_id=entry.get("ms_hub_url"),

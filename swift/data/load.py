@@ -313,8 +313,10 @@ def _store(store: RowStore, data: dict[str, Any], source: Source) -> int:
     try:
         return store.append(data, source)
     except UnicodeEncodeError as error:
-        escaped = "\udc80" <= error.object[error.start] <= "\udcff"  # how the reader kept a byte that isn't UTF-8
-        raise RowError("not UTF-8" if escaped else "half a surrogate pair", ascii(error.object[error.start])) from error
+        half = error.object[error.start]
+        if "\udc80" <= half <= "\udcff":  # how the reader kept a byte that isn't UTF-8
+            raise RowError("not UTF-8", f"byte 0x{ord(half) - 0xDC00:02x}") from error
+        raise RowError("half a surrogate pair", ascii(half)) from error
     except TypeError as error:
         raise RowError("a value that JSON can't hold", str(error)) from error
 

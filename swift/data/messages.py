@@ -43,6 +43,7 @@ ROLES = {
 ROLE_KEYS, CONTENT_KEYS = ("role", "from"), ("content", "value")
 PAIR_KEYS = (("system", "system"), ("human", "user"), ("user", "user"), ("input", "user"))
 PAIR_ANSWERS = ("assistant", "gpt", "bot", "output")
+MOST_SCALE = 3e38  # loss scales are kept as float32
 THINKING_KEYS = ("reasoning_content", "thinking", "reasoning")
 
 
@@ -83,11 +84,16 @@ def kind_of(value: Any) -> str:
     return names.get(type(value), "a list" if isinstance(value, list) else "an object")
 
 
+def is_number(value: Any) -> bool:
+    """An integer of any size or a finite float; no boolean."""
+    return isinstance(value, int) and not isinstance(value, bool) or isinstance(value, float) and math.isfinite(value)
+
+
 def text_of(value: Any, what: str, notes: Counter[str]) -> str:
     """A text, or a number as its JSON text (noted); RowError for anything else."""
     if isinstance(value, str):
         return value
-    if isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value):
+    if is_number(value):
         notes["numbers taken as text"] += 1
         return json.dumps(value)
     if value is None or (isinstance(value, float) and math.isnan(value)):
@@ -179,7 +185,7 @@ def _loss(item: Mapping[str, Any], what: str) -> dict[str, Any]:
         found["loss"] = bool(flag)
     scale = item.get("loss_scale")
     if scale is not None:
-        if isinstance(scale, bool) or not isinstance(scale, (int, float)) or not math.isfinite(scale):
+        if not is_number(scale) or abs(scale) > MOST_SCALE:
             raise RowError("loss_scale is no number", f"{what}: {scale!r}")
         found["loss_scale"] = float(scale)
     return found

@@ -1,9 +1,9 @@
 """Data files -> values, one at a time, each with its file and line.
 
-Promises: reads jsonl, json, csv, tsv, parquet, arrow and txt (text files also gzip-, bzip2-, xz- or zstd-compressed),
-UTF-8 or UTF-16, with or without BOM, any line ending, lines of any length, in memory that doesn't grow with the file (a
-JSON array excepted). What can't be read comes out as a `Broken` at its line and reading goes on; a file that is broken
-as a whole is a DataError. Knows nothing of columns: a value is whatever the line holds.
+Promises: reads jsonl, json, csv, tsv, parquet, arrow and txt (text files also gzip-, bzip2-, xz- or zstd-compressed,
+whatever their names say), UTF-8, UTF-16 or UTF-32, with or without BOM, LF or CRLF, lines of any length, in memory that
+doesn't grow with the file (a JSON array excepted). What can't be read comes out as a `Broken` at its line and reading
+goes on; a file that is broken as a whole is a DataError. Knows nothing of columns: a value is whatever the line holds.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import gzip
 import io
 import json
 import lzma
+import re
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -31,12 +32,22 @@ def _open_zst(path: Path, mode: str) -> io.BufferedReader:
     return io.BufferedReader(pyarrow.input_stream(str(path), compression="zstd"))
 
 
-COMPRESSION: dict[str, Callable[..., Any]] = {
-    ".gz": gzip.open,
-    ".bz2": bz2.open,
-    ".xz": lzma.open,
-    ".zst": _open_zst,
+# suffix -> (how such a file begins, how it is opened)
+COMPRESSION: dict[str, tuple[re.Pattern[bytes], Callable[..., Any]]] = {
+    ".gz": (re.compile(rb"\x1f\x8b"), gzip.open),
+    ".bz2": (re.compile(rb"BZh[1-9]1AY&SY", re.DOTALL), bz2.open),
+    ".xz": (re.compile(rb"\xfd7zXZ\x00"), lzma.open),
+    ".zst": (re.compile(rb"\x28\xb5\x2f\xfd"), _open_zst),
 }
+# how text in another encoding than UTF-8 begins (without BOM: with ASCII) -> the encoding
+ENCODINGS = (
+    (re.compile(rb"\xff\xfe\x00\x00|\x00\x00\xfe\xff"), "utf-32"),
+    (re.compile(rb"\xff\xfe|\xfe\xff"), "utf-16"),
+    (re.compile(rb"[!-~]\x00\x00\x00"), "utf-32-le"),
+    (re.compile(rb"\x00\x00\x00[!-~]"), "utf-32-be"),
+    (re.compile(rb"[!-~]\x00[!-~]\x00"), "utf-16-le"),
+    (re.compile(rb"\x00[!-~]\x00[!-~]"), "utf-16-be"),
+)
 WRAPPER_KEYS = ("data", "rows", "train", "examples", "instances", "records")
 ROW_KEYS = {"chosen", "rejected"}  # columns of a single row that may all be objects
 _FIELD_LIMIT = 2**31 - 1  # characters in one csv field; the csv module's own limit of 131072 would break long answers
@@ -89,18 +100,32 @@ def read_file(path: Path, name: str | None = None) -> Iterator[Item]:
 
 
 def _open(path: Path) -> io.BufferedIOBase:
-    return COMPRESSION.get(path.suffix.lower(), open)(path, "rb")
+    """By what the file holds: browsers unpack what they download and leave the name as it was."""
+    with open(path, "rb") as file:
+        head = file.read(10)
+    opener = next((opener for begins, opener in COMPRESSION.values() if begins.match(head)), open)
+    return opener(path, "rb")
 
 
-def _utf16(head: bytes) -> bool:
-    return head.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+def _encoding(head: bytes) -> str | None:
+    """The encoding of a text that begins so, None for UTF-8."""
+    return next((name for begins, name in ENCODINGS if begins.match(head)), None)
+
+
+def _mark_broken(error: UnicodeError) -> tuple[str, int]:
+    """What can't be decoded becomes what UTF-8 can't hold, so that the line is found broken."""
+    return "\udcff", error.end
+
+
+codecs.register_error("swift.broken", _mark_broken)
 
 
 def _lines(path: Path) -> Iterator[tuple[bytes, int]]:
     """The lines of a text file as UTF-8 without BOM and line ending, and their numbers."""
     with _open(path) as file:
-        if _utf16(file.peek(2)[:2]):
-            for number, line in enumerate(io.TextIOWrapper(file, "utf-16", errors="surrogatepass", newline="\n"), 1):
+        encoding = _encoding(file.peek(4)[:4])
+        if encoding is not None:
+            for number, line in enumerate(io.TextIOWrapper(file, encoding, "swift.broken", newline="\n"), 1):
                 yield line.rstrip("\r\n").encode("utf-8", "surrogatepass"), number
             return
         for number, line in enumerate(file, 1):
@@ -117,7 +142,7 @@ def _decode(raw: bytes) -> str | Broken:
 
 
 def _parse(raw: bytes) -> Any:
-    text = _decode(raw)
+    text = _decode(raw.removeprefix(codecs.BOM_UTF8))  # inside a file where files were joined
     if isinstance(text, Broken):
         return text
     try:
@@ -178,7 +203,8 @@ def _looks_like_lines(path: Path) -> tuple[bytes, bool, bool]:
 def _whole_text(path: Path) -> str:
     with _open(path) as file:
         raw = file.read()
-    return raw.decode("utf-16", "replace") if _utf16(raw[:2]) else raw.decode("utf-8-sig", "surrogateescape")
+    encoding = _encoding(raw[:4])
+    return raw.decode(encoding, "swift.broken") if encoding else raw.decode("utf-8-sig", "surrogateescape")
 
 
 class _Document:
@@ -261,10 +287,11 @@ class _Document:
 
 
 def _document_items(text: str, path: Path) -> Iterator[tuple[Any, int]]:
-    """The rows of a JSON document, whichever way it holds them."""
+    """The rows of a JSON document, whichever way it holds them, or of objects one behind the other (as jq writes)."""
     document = _Document(text, path)
     if document.peek() == "{":
-        yield from _object_rows(document)
+        while document.peek() == "{":
+            yield from _object_rows(document)
     elif document.peek() == "[":
         yield from document.items()
     else:
@@ -305,7 +332,9 @@ def read_csv(path: Path) -> Iterator[tuple[Any, int]]:
         except StopIteration:
             return
         except csv.Error as error:
-            yield Broken("broken CSV", str(error)), start
+            lost = reader.line_num - start
+            open_quote = f"; the quote that opens here is never closed, so {lost} more lines are lost"
+            yield Broken("broken CSV", str(error) + (open_quote if lost else "")), start
             fields = []
         if not fields or fields == [""]:
             pass

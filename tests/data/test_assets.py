@@ -80,6 +80,10 @@ def test_preference_and_tool_rows_keep_their_parts():
 
 def test_names_of_llama_factorys_dataset_info():
     folder = ASSETS / "data" / "llamafactory"
+    texts = load_rows(DataOptions(("c4_demo", "wiki_demo"), dataset_dir=str(folder)))
+    lines = sum(bool(line.strip()) for line in (folder / "wiki_demo.txt").read_text("utf-8").split("\n"))
+    assert [count.train for count in texts.report.datasets] == [300, lines]
+    assert all(set(row) == {"text"} for row in texts.train)
     loaded = load_rows(DataOptions(("dpo_en_demo#10", "kto_en_demo#10"), dataset_dir=str(folder)))
     assert len(loaded.train) == 20
     assert {tuple(sorted(row)) for row in loaded.train} == {("label", "messages"), ("messages", "rejected_messages")}

@@ -219,6 +219,26 @@ PREFERENCES = {
     "query": {"query": "q", "response": "good", "rejected_response": "bad"},
     "list of one": {"query": "q", "response": "good", "rejected_response": ["bad"]},
     "rejected messages": {"messages": say("q", "good"), "rejected_messages": say("q", "bad")},
+    "other names": {"instruction": "q", "chosen_response": "good", "rejected_response": "bad"},
+    "other names, messages": {"chosen_messages": say("q", "good"), "rejected_messages": say("q", "bad")},
+    "ultrafeedback": {
+        "prompt": "q",
+        "messages": say("q", "good"),
+        "chosen": say("q", "good"),
+        "rejected": say("q", "bad"),
+        "score_chosen": 8.0,
+    },
+    "JSON text": {
+        "prompt": json.dumps(say("q")),
+        "chosen": json.dumps([{"role": "assistant", "content": "good"}]),
+        "rejected": json.dumps([{"from": "gpt", "value": "bad"}]),
+    },
+    "blocks": {
+        "prompt": [{"role": "user", "content": [{"type": "text", "text": "q"}]}],
+        "chosen": [{"role": "assistant", "content": [{"type": "text", "text": "good"}]}],
+        "rejected": [{"role": "assistant", "content": [{"type": "text", "text": "bad"}]}],
+    },
+    "pairs": {"conversation": [{"human": "q", "assistant": "good"}], "rejected_response": "bad"},
     "transcripts": {
         "chosen": "\n\nHuman: q\n\nAssistant: good",
         "rejected": "\n\nHuman: q\n\nAssistant: bad",
@@ -236,9 +256,17 @@ def test_a_system_column_belongs_to_both_answers():
     assert row == {"messages": say("q", "good", system="s"), "rejected_messages": say("q", "bad", system="s")}
 
 
+def test_text_that_only_looks_like_a_conversation_stays_text():
+    for text in ('[{"role": "user"', '[{"name": "x"}]', "[{ not JSON", "[1, 2]"):
+        assert canonical({"prompt": text, "completion": text}) == {"messages": say(text, text)}
+
+
 def test_kto_and_classification_labels():
     assert canonical({"messages": say("q", "a"), "label": True}) == {"messages": say("q", "a"), "label": True}
     assert canonical({"prompt": "q", "completion": "a", "label": "false"})["label"] is False
+    talk = {"prompt": say("q"), "completion": [{"role": "assistant", "content": "a"}], "label": False}
+    assert canonical(talk) == {"messages": say("q", "a"), "label": False}
+    assert canonical({"instruction": "q", "input": "", "output": "a", "kto_tag": True})["label"] is True
     assert canonical({"text": "nice", "label": 1}) == {"messages": [{"role": "user", "content": "nice"}], "label": 1}
     assert canonical({"query": "x", "label": "3"})["label"] == 3
     assert canonical({"query": "x", "label": "sports"})["label"] == "sports"
@@ -334,6 +362,9 @@ def test_numbers_become_their_text_and_are_counted():
     assert canonical({"question": 0.5, "answer": 10**20})["messages"] == say("0.5", "100000000000000000000")
     assert reason({"question": "q", "answer": float("nan")}) == "null content"
     assert reason({"question": "q", "answer": False}) == "content is no text"
+    assert canonical({"question": "q", "answer": 10**4000})["messages"] == say("q", "1" + "0" * 4000)
+    assert reason({"text": "x", "label": float("nan")}) == "unusable label"
+    assert reason({"messages": [*say("q"), {"role": "assistant", "content": "a", "loss_scale": 10**400}]})
 
 
 def test_images(tmp_path):

@@ -315,6 +315,59 @@ def test_llama_factory_dataset_info(tmp_path):
         assert asked == [("org/far", True, ("en",)), ("org/near", False, ("en",))]
 
 
+LF_FORMS = {
+    "plain text": ([{"body": "x"}, {"body": "y"}], {"columns": {"prompt": "body"}}, [{"text": "x"}, {"text": "y"}]),
+    "a renamed question": (
+        [{"ask": "q", "output": "a"}],
+        {"columns": {"prompt": "ask"}},
+        [{"messages": [("user", "q"), ("assistant", "a")]}],
+    ),
+    "ranked, two answers in a list": (
+        [{"instruction": "q", "input": "", "output": ["g", "b"]}],
+        {"ranking": True},
+        [
+            {
+                "messages": [("user", "q"), ("assistant", "g")],
+                "rejected_messages": [("user", "q"), ("assistant", "b")],
+            }
+        ],
+    ),
+    "ranked, named columns": (
+        [{"talk": [{"who": "U", "what": "q"}], "best": {"who": "B", "what": "g"}, "worst": {"who": "B", "what": "b"}}],
+        {
+            "ranking": True,
+            "formatting": "sharegpt",
+            "columns": {"messages": "talk", "chosen": "best", "rejected": "worst"},
+            "tags": {"role_tag": "who", "content_tag": "what", "user_tag": "U", "assistant_tag": "B"},
+        },
+        [{"messages": [("user", "q"), ("assistant", "g")], "rejected_messages": [("user", "q"), ("assistant", "b")]}],
+    ),
+    "kto": (
+        [{"ask": "q", "say": "a", "fine": False}],
+        {"columns": {"prompt": "ask", "response": "say", "kto_tag": "fine"}},
+        [{"messages": [("user", "q"), ("assistant", "a")], "label": False}],
+    ),
+    "history and system": (
+        [{"ask": "q2", "say": "a2", "sys": "s", "before": [["q", "a"]]}],
+        {"columns": {"prompt": "ask", "response": "say", "system": "sys", "history": "before"}},
+        [{"messages": [("system", "s"), ("user", "q"), ("assistant", "a"), ("user", "q2"), ("assistant", "a2")]}],
+    ),
+}
+
+
+@pytest.mark.parametrize("form", LF_FORMS)
+def test_entries_of_llama_factorys_dataset_info(tmp_path, form):
+    values, entry, expected = LF_FORMS[form]
+    (tmp_path / "x.json").write_text(json.dumps(values))
+    (tmp_path / "dataset_info.json").write_text(json.dumps({"mine": {"file_name": "x.json", **entry}}))
+
+    def plain(name, value):
+        return [(m["role"], m["content"]) for m in value] if name.endswith("messages") else value
+
+    found = load("mine", dataset_dir=str(tmp_path), dataset_shuffle=False).train
+    assert [{name: plain(name, value) for name, value in row.items()} for row in found] == expected
+
+
 def test_ms_swift_dataset_info(tmp_path):
     save(tmp_path / "a.jsonl", [{"q1": "q", "a1": "a", "history": "junk"}])
     info = [

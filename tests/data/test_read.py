@@ -36,7 +36,7 @@ def lines_of(rows):
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
 
 
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-be"])
 @pytest.mark.parametrize("ending", ["\n", "\r\n"])
 @pytest.mark.parametrize("name", ["x.jsonl", "x.json", "x.ndjson", "X.JSONL"])
 def test_json_lines_in_any_encoding_and_line_ending(tmp_path, name, ending, encoding):
@@ -84,6 +84,28 @@ def test_compressed(tmp_path, pack, suffix):
     half = pack(lines_of(ROWS * 50).encode())[:-20]
     with pytest.raises(DataError):
         values(write(tmp_path, "half.jsonl" + suffix, half))
+
+
+def test_compression_is_seen_in_the_file_not_in_its_name(tmp_path):
+    text = lines_of(ROWS).encode()
+    assert values(write(tmp_path, "unpacked.jsonl.gz", text)) == ROWS
+    assert values(write(tmp_path, "packed.jsonl", gzip.compress(text))) == ROWS
+    assert values(write(tmp_path, "joined.jsonl.gz", gzip.compress(text) + gzip.compress(text))) == ROWS * 2
+
+
+def test_joined_files_and_objects_one_behind_the_other(tmp_path):
+    joined = b"".join(b"\xef\xbb\xbf" + lines_of([row]).encode() for row in ROWS)
+    assert values(write(tmp_path, "bom.jsonl", joined)) == ROWS
+    spread = "\n".join(json.dumps(row, indent=2) for row in ROWS)
+    for name in ("jq.json", "jq.jsonl"):
+        found = read(write(tmp_path, name, spread))
+        assert [value for value, _ in found] == ROWS and [line for _, line in found] == [1, 5, 9]
+
+
+def test_half_a_character_at_the_end_of_utf_16(tmp_path):
+    found = read(write(tmp_path, "x.jsonl", lines_of(ROWS).encode("utf-16") + b"\x41"))
+    assert [value for value, _ in found[:-1]] == ROWS
+    assert isinstance(found[-1][0], Broken) and found[-1][1] == 4
 
 
 BAD_LINES = {
@@ -152,6 +174,12 @@ def test_csv_rows_of_the_wrong_width_are_reported(tmp_path):
     assert [(isinstance(v, Broken), line) for v, line in found] == [(False, 2), (True, 3), (True, 5), (False, 6)]
 
 
+def test_an_open_quote_says_how_much_it_swallows(tmp_path):
+    found = read(write(tmp_path, "x.csv", 'a,b\n1,2\n"3,4\n5,6\n7,8\n'))
+    assert found[0] == ({"a": "1", "b": "2"}, 2)
+    assert found[1][1] == 3 and "2 more lines are lost" in found[1][0].detail and len(found) == 2
+
+
 def test_txt_is_a_text_a_line_and_blank_lines_are_none(tmp_path):
     path = write(tmp_path, "x.txt", "one\r\n\r\n  \n two \n\xff".encode("latin-1"))
     found = read(path)
@@ -200,7 +228,8 @@ def test_any_bytes_are_read_or_refused(tmp_path_factory, content, name):
     except DataError as error:
         assert name == "f.json" and error.fix
         return
-    assert all(1 <= line <= content.count(b"\n") + 1 for _, line in found) or content[:2] in (b"\xff\xfe", b"\xfe\xff")
+    wide = content[:2] in (b"\xff\xfe", b"\xfe\xff") or b"\x00" in content[:2]  # a newline of more than a byte
+    assert wide or all(1 <= line <= content.count(b"\n") + 1 for _, line in found)
 
 
 JSON = st.recursive(
