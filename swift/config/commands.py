@@ -119,6 +119,7 @@ class DeployConfig(Config):
     model: ModelOptions = ModelOptions()
     quantization: QuantizationOptions = QuantizationOptions()
     chat: ChatOptions = ChatOptions()
+    head: HeadOptions = HeadOptions()
     media: MediaOptions = MediaOptions()
     generation: GenerationOptions = GenerationOptions()
     serving: ServingOptions = ServingOptions()

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import urllib.request
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from swift.config.backends import BackendOptions
 from swift.config.commands import InferConfig
 from swift.engines.http import Encoder, HttpEngine
 from swift.engines.limits import Lengths
-from swift.engines.protocol import EngineError, EngineStats, GenerationRequest
+from swift.engines.protocol import EngineError, EngineStats, GenerationRequest, Text
 from swift.engines.server import Launch, Server, log_path
 from swift.engines.stream import GenerationStream
 from swift.engines.wire import LMDEPLOY, OPENAI, SGLANG, VLLM, Dialect
@@ -175,6 +176,9 @@ class ServerEngine:
 
     def submit(self, request: GenerationRequest) -> GenerationStream[Any]:
         return self.client.submit(request)
+
+    def numbers(self, texts: Sequence[Text], adapter: str | None = None) -> list[Future[list[float]]]:
+        return self.client.numbers(texts, adapter)
 
     def load_adapter(self, name: str, path: Path) -> None:
         self.client.load_adapter(name, path)

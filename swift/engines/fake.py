@@ -7,8 +7,11 @@ stream, one that contains WAIT is only ended by cancelling it.
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,10 +23,13 @@ from swift.engines.protocol import (
     EngineStats,
     GenerationRequest,
     RequestError,
+    Text,
     TokenLogprob,
     Usage,
 )
 from swift.engines.stream import GenerationStream
+
+VECTOR = 8  # numbers in a vector
 
 
 def echo(messages: list[dict[str, Any]]) -> str:
@@ -39,7 +45,10 @@ class FakeEngine:
     def __init__(self, answer: Callable[[list[dict[str, Any]]], str] = echo):
         self._answer = answer
         self.capabilities = Capabilities(
-            max_concurrency=8, unsupported=frozenset({"prompt_logprobs", "grammar"}), loads_adapters=True
+            max_concurrency=8,
+            unsupported=frozenset({"prompt_logprobs", "grammar"}),
+            loads_adapters=True,
+            tasks=frozenset({"generate", "embed"}),
         )
         self._stats = EngineStats()
         self._lock = threading.Lock()
@@ -74,6 +83,17 @@ class FakeEngine:
             self._count(finished=1, prompt_tokens=prompt_tokens)
             deltas.end()
         return deltas
+
+    def numbers(self, texts: Sequence[Text], adapter: str | None = None) -> list[Future[list[float]]]:
+        """A vector for each text: how often its characters fall on each of VECTOR places, of length 1."""
+        self.capabilities.check_adapter(adapter)
+        futures: list[Future[list[float]]] = [Future() for _ in texts]
+        for text, future in zip(texts, futures, strict=True):
+            counts = Counter(i % VECTOR for i in text.ids)
+            length = math.hypot(*counts.values())
+            future.set_result([counts[place] / length for place in range(VECTOR)])
+            self._count(finished=1, prompt_tokens=len(text.ids))
+        return futures
 
     def _cancel(self, request_id: str) -> None:
         with self._lock:

@@ -19,9 +19,11 @@ from swift.config.commands import InferConfig
 from swift.config.record import explain
 from swift.engines import setup
 from swift.engines.answers import remark
+from swift.engines.judging import Judge, load_judge
+from swift.engines.protocol import Text
+from swift.engines.texts import shortened
 from swift.errors import SwiftError, UsageError
 
-TOKENS_A_BATCH = 4096
 # what says how text is written
 GENERATING = ("generation", ("stream", "num_beams"))
 
@@ -38,16 +40,17 @@ def main(config: InferConfig, source: setup.Source) -> int:
         print(explain(config))
         return 0
     found = _read(config) if rows else []
-    judge = Judge(config, source)
+    answers = Answers(config, load_judge(config, source))
     if rows:
-        return _answer_rows(config, judge, found)
+        return _answer_rows(config, answers, found)
     if config.infer.prompt is not None:
-        print(json.dumps(judge.shown(judge.answer([_asked(config.infer.prompt)])[0]), ensure_ascii=False))
+        print(json.dumps(answers.shown(answers.answer([_asked(config.infer.prompt)])[0]), ensure_ascii=False))
         return 0
     remark("one text a line; Ctrl-D ends")
     for line in sys.stdin:
         if line.strip():
-            print(json.dumps(judge.shown(judge.answer([_asked(line.rstrip("\n"))])[0]), ensure_ascii=False), flush=True)
+            answer = answers.answer([_asked(line.rstrip("\n"))])[0]
+            print(json.dumps(answers.shown(answer), ensure_ascii=False), flush=True)
     return 0
 
 
@@ -82,7 +85,7 @@ def _read(config: InferConfig) -> list[Any]:
     return rows
 
 
-def _answer_rows(config: InferConfig, judge: Judge, rows: Sequence[Any]) -> int:
+def _answer_rows(config: InferConfig, judge: Answers, rows: Sequence[Any]) -> int:
     path = Path(str(config.infer.result_path))
     answers = judge.answer(rows)
     lines, failed = [], 0
@@ -98,80 +101,44 @@ def _answer_rows(config: InferConfig, judge: Judge, rows: Sequence[Any]) -> int:
     return 1 if failed else 0
 
 
-class Judge:
-    """The loaded model and what it makes of rows: a list of floats for each text of a row, or the row's error."""
+class Answers:
+    """What the loaded model makes of rows: a list of floats for each text of a row, or the row's error."""
 
-    def __init__(self, config: InferConfig, source: setup.Source):
-        import torch
-
+    def __init__(self, config: InferConfig, judge: Judge):
         self.head, self.limit, self.strategy = config.head, config.chat.max_length, config.chat.truncation_strategy
-        self.torch = torch
-        self.model, self.tokenizer, self.encoder = _load(config, source)
-        self.device = next(self.model.parameters()).device
+        self._judge = judge
 
     def answer(self, rows: Sequence[Any]) -> list[list[list[float]] | SwiftError]:
         """Probabilities or numbers of the classes, a vector, or the score of each document: one list for each text."""
-        texts: list[list[int]] = []
+        texts: list[Text] = []
         places: list[range | SwiftError] = []
         for row in rows:
             try:
-                ids = [self._ids(text) for text in self._texts(row)]
+                found = self._texts(row)
             except SwiftError as error:
                 places.append(error)
                 continue
-            places.append(range(len(texts), len(texts) + len(ids)))
-            texts += ids
-        values = self._values(texts)
+            places.append(range(len(texts), len(texts) + len(found)))
+            texts += found
+        values = self._judge.pooler.all(texts)
         return [place if isinstance(place, SwiftError) else [values[i] for i in place] for place in places]
 
-    def _texts(self, row: Any) -> list[Any]:
+    def _texts(self, row: Any) -> list[Text]:
         if self.head.task_type != "reranker":
-            return [row]
+            return [self._cut(self._judge.texts.row(row))]
         from swift.data.heads import ranked
 
         documents = [*row.get("positive_messages", ()), *row.get("negative_messages", ())]
         if not documents:
             raise UsageError("no documents to rank", where=str(row.source), fix="columns positive and negative")
-        return [ranked(row, document) for document in documents]
+        return [self._cut(self._judge.texts.row(ranked(row, document))) for document in documents]
 
-    def _ids(self, row: Any) -> list[int]:
-        ids = self.encoder.read_only(row)
-        if self.limit is None or len(ids) <= self.limit:
-            return ids
+    def _cut(self, text: Text) -> Text:
+        if self.limit is None or len(text.ids) <= self.limit:
+            return text
         if self.strategy not in ("left", "right"):
-            raise RowDropped("too_long", len(ids), self.limit)
-        return ids[: self.limit] if self.strategy == "right" else ids[-self.limit :]
-
-    def _values(self, texts: Sequence[list[int]]) -> list[list[float]]:
-        """Texts of like length share a batch, right-padded."""
-        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
-        found: list[list[float]] = [[]] * len(texts)
-        start = 0
-        while start < len(order):
-            size = 1
-            while start + size < len(order) and (size + 1) * len(texts[order[start + size]]) <= TOKENS_A_BATCH:
-                size += 1
-            chosen = order[start : start + size]
-            for i, values in zip(chosen, self._batch([texts[i] for i in chosen]), strict=True):
-                found[i] = values
-            start += size
-        return found
-
-    def _batch(self, texts: Sequence[list[int]]) -> list[list[float]]:
-        torch = self.torch
-        width = max(map(len, texts))
-        pad = self.tokenizer.pad_token_id
-        ids = torch.tensor([one + [pad] * (width - len(one)) for one in texts], device=self.device)
-        mask = torch.tensor([[1] * len(one) + [0] * (width - len(one)) for one in texts], device=self.device)
-        with torch.inference_mode():
-            if self.head.task_type == "embedding":
-                from swift.models.embed import last_hidden
-
-                return last_hidden(self.model, ids, mask).tolist()
-            logits = self.model(input_ids=ids, attention_mask=mask).logits.float()
-            if self.head.task_type == "reranker" or self.head.problem_type == "multi_label_classification":
-                return logits.sigmoid().tolist()
-            return (logits if self.head.problem_type == "regression" else logits.softmax(dim=-1)).tolist()
+            raise RowDropped("too_long", len(text.ids), self.limit)
+        return shortened(text, self.limit, self.strategy)
 
     def shown(self, answer: list[list[float]] | SwiftError) -> dict[str, Any]:
         """The answer as columns of a result line."""
@@ -222,28 +189,3 @@ def _rank(row: Any, answer: Sequence[Sequence[float]]) -> int | None:
     if not count or count == len(scores):
         return None
     return 1 + sum(score >= max(scores[:count]) for score in scores[count:])
-
-
-def _load(config: InferConfig, source: setup.Source) -> tuple[Any, Any, Any]:
-    """(model with its adapters, tokenizer, encoder of whole conversations)"""
-    from swift.data.prepare import make_encoder, use_template
-    from swift.models.adapters import load_adapters
-    from swift.models.device import pick_device
-    from swift.models.gguf import as_directory
-    from swift.models.heads import head_of, with_head
-    from swift.models.load import load_model, load_tokenizer
-    from swift.models.plan import plan_loading
-
-    plan = plan_loading(config.model, config.quantization, source.files, pick_device(), training=False)
-    directory = as_directory(source.files.path)
-    tokenizer = load_tokenizer(
-        directory, trust_remote_code=plan.trust_remote_code, new_special_tokens=plan.new_special_tokens
-    )
-    config, template = use_template(config, source.model, tokenizer)
-    encoder = make_encoder(config.chat, tokenizer, template, source.model.directory)
-    for line in plan.lines():
-        remark(line)
-    model = load_model(directory, with_head(plan, head_of(config.head, fresh=bool(source.adapters))))
-    if source.adapters:
-        model = load_adapters(model, source.adapters)
-    return model.eval(), tokenizer, encoder

@@ -13,6 +13,7 @@ import logging
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,8 +29,10 @@ from swift.engines.protocol import (
     EngineUnavailable,
     GenerationRequest,
     RequestError,
+    Text,
     TokenLogprob,
     Usage,
+    no_numbers,
 )
 from swift.engines.stream import GenerationStream
 from swift.engines.wire import OPENAI, Dialect, Reader, ask_ids, ask_messages, prompt_scores
@@ -123,6 +126,9 @@ class HttpEngine:
         self._count(waiting=1)
         self._loop.call_soon_threadsafe(self._start, request, path, body, ids, deltas)
         return deltas
+
+    def numbers(self, texts: Sequence[Text], adapter: str | None = None) -> list[Future[list[float]]]:
+        raise no_numbers(self.name)
 
     def load_adapter(self, name: str, path: Path) -> None:
         if not self.capabilities.loads_adapters:

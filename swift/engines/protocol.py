@@ -9,6 +9,7 @@ from __future__ import annotations
 import uuid
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -111,6 +112,16 @@ class GenerationRequest:
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
 
 
+@dataclass(frozen=True)
+class Text:
+    """A text that becomes numbers: its token ids, and where the model tells the two halves of a pair apart, the half
+    (0 or 1) of each.
+    """
+
+    ids: tuple[int, ...]
+    halves: tuple[int, ...] | None = None
+
+
 def choices(request: GenerationRequest, n: int) -> list[GenerationRequest]:
     """`n` requests for the same prompt that differ in their seeds, so that the answers differ and are repeatable."""
     seed = request.sampling.seed
@@ -178,7 +189,8 @@ class Capabilities:
 
     `inputs`: a prompt may have tensors of media beside its ids. `unsupported` are the fields of `Sampling` that it
     can't honour, `grammars` the kinds of `Grammar` that it can.
-    `notes` say how it computes here.
+    `notes` say how it computes here. `tasks`: "generate" (text), "embed" (a text's vector), "score" (how well the
+    second text of a pair fits the first, 0 to 1), "classify" (the numbers of a text's classes).
     """
 
     context_length: int | None = None
@@ -190,6 +202,7 @@ class Capabilities:
     adapters: tuple[str, ...] = ()
     loads_adapters: bool = False
     notes: tuple[str, ...] = ()
+    tasks: frozenset[str] = frozenset({"generate"})
 
     @property
     def logprobs(self) -> bool:
@@ -197,6 +210,8 @@ class Capabilities:
 
     def check(self, request: GenerationRequest) -> None:
         """RequestError for what the request asks and the engine can't do."""
+        if "generate" not in self.tasks:
+            raise RequestError("this model writes no text", fix=f"it can {' and '.join(sorted(self.tasks))}")
         sampling = request.sampling
         for name in sorted(self.unsupported):
             if getattr(sampling, name) != getattr(Sampling(), name):
@@ -212,11 +227,12 @@ class Capabilities:
             raise RequestError("this engine takes no token ids", fix="send messages", param="prompt_ids")
         if request.inputs is not None and not self.inputs:
             raise RequestError("this engine takes no images, video or audio", param="inputs")
-        if request.adapter is not None and request.adapter not in self.adapters:
+        self.check_adapter(request.adapter)
+
+    def check_adapter(self, name: str | None) -> None:
+        if name is not None and name not in self.adapters:
             loaded = ", ".join(self.adapters) or "none"
-            raise RequestError(
-                f"no adapter named {request.adapter!r} is loaded", fix=f"loaded: {loaded}", param="adapter"
-            )
+            raise RequestError(f"no adapter named {name!r} is loaded", fix=f"loaded: {loaded}", param="adapter")
 
 
 @dataclass(frozen=True)
@@ -245,6 +261,11 @@ class EngineStats:
     kv_capacity: int | None = None
 
 
+def no_numbers(engine: str) -> RequestError:
+    """What engines that only write text answer to `numbers`."""
+    return RequestError(f"{engine} only writes text here", fix="--infer_backend pt")
+
+
 class Engine(Protocol):
     """See the module. `submit` returns at once; what is wrong with a request is raised where its stream is read, as a
     SwiftError.
@@ -256,6 +277,13 @@ class Engine(Protocol):
     def capabilities(self) -> Capabilities: ...
 
     def submit(self, request: GenerationRequest) -> GenerationStream[Delta]: ...
+
+    def numbers(self, texts: Sequence[Text], adapter: str | None = None) -> list[Future[list[float]]]:
+        """Of engines with the tasks "embed", "score" or "classify": for each text its vector, its score or its classes'
+        numbers. RequestError from engines without them, or without the adapter. A future that is cancelled before its
+        turn costs nothing.
+        """
+        ...
 
     def load_adapter(self, name: str, path: Path) -> None:
         """Make a LoRA adapter available to requests, while others run. SwiftError if it can't be."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from swift.engines.batch import CausalModel
 from swift.engines.grammar import GrammarCompiler, grammars_of
 from swift.engines.limits import Lengths
 from swift.engines.lora import Adapter, Loras
+from swift.engines.pooling import Pooler, Queue, causal_vectors
 from swift.engines.prepack import prepack
 from swift.engines.protocol import (
     Capabilities,
@@ -26,6 +27,7 @@ from swift.engines.protocol import (
     GenerationRequest,
     RequestError,
     Sampling,
+    Text,
 )
 from swift.engines.ragged import RaggedModel, Rows, kv_capacity
 from swift.engines.sampling import MOST_LOGPROBS, Sampler, SamplingRule
@@ -82,7 +84,10 @@ class PtEngine:
         context = context_length or own_context
         self._lengths = Lengths(context, prompt_limit, truncation, model.generation_config.max_new_tokens)
         self._vocabulary = model.get_input_embeddings().weight.shape[0]
-        self.capabilities = Capabilities(context, max_batch_size, inputs=True, grammars=grammars_of(tokenizer))
+        tasks = frozenset({"generate", "embed"})
+        self.capabilities = Capabilities(
+            context, max_batch_size, inputs=True, grammars=grammars_of(tokenizer), tasks=tasks
+        )
         self._grammars = GrammarCompiler(tokenizer, self._vocabulary, self._end_ids)
         self._tokenizer_lock = threading.Lock()
         notes = [note] if (note := prepack(model, (available_memory() or 0) // 2)) else []
@@ -98,6 +103,8 @@ class PtEngine:
         self.capabilities = replace(self.capabilities, notes=tuple(notes), loads_adapters=True)
         rows = Rows(ragged, kv_capacity(model, context)) if ragged.usable else None
         self._scheduler = Scheduler(causal, max_batch_size, self._tokenizer_lock, PREFILL_CHUNK, rows)
+        self._pooler = Pooler(model, tokenizer.pad_token_id or 0, causal_vectors)
+        self._queue = Queue(self._schedule, self._vectors)
 
     def submit(self, request: GenerationRequest) -> GenerationStream[Delta]:
         states: list[GenerationState] = []
@@ -180,6 +187,22 @@ class PtEngine:
         """
         return self._scheduler.call(work)
 
+    def numbers(self, texts: Sequence[Text], adapter: str | None = None) -> list[Future[list[float]]]:
+        """Vectors: the last token's last hidden state, of length 1."""
+        self.capabilities.check_adapter(adapter)
+        if any(not 0 <= i < self._vocabulary for text in texts for i in text.ids):
+            raise RequestError(f"a token id is not one of the model's {self._vocabulary}", param="input")
+        return self._queue.add(texts, None if adapter is None else self._adapters[adapter])
+
+    def _vectors(self, texts: Sequence[Text], adapter: Adapter | None) -> list[list[float]]:
+        with self._loras.using([] if adapter is None else [(adapter, None)]):
+            return self._pooler.batch(texts)
+
+    def _schedule(self, turn: Callable[[], None]) -> None:
+        called = self.in_model_thread(lambda model: turn())
+        if called.done() and called.exception() is not None:
+            self._queue.fail(RequestError("the engine is closed"))
+
     def load_adapter(self, name: str, path: Path) -> None:
         if name in self._adapters:
             raise RequestError(f"an adapter named {name!r} is loaded already", fix="unload it first", param="adapter")
@@ -203,6 +226,7 @@ class PtEngine:
 
     def close(self) -> None:
         self._scheduler.close()
+        self._queue.fail(RequestError("the engine is closed"))
 
 
 def _ids(value: int | list[int] | None) -> frozenset[int]:

@@ -20,6 +20,7 @@ from swift.errors import UsageError
 from swift.hub import LocalModel, ModelFiles, check_adapter_files, check_model_files, resolve_model, resolve_options
 from swift.hub.files import read_json_object
 from swift.models.heads import is_classifier
+from swift.models.sentence import has_layout
 from swift.runs import ARGS, file_digest, read_args, verify_dir
 
 log = logging.getLogger("swift")
@@ -68,7 +69,10 @@ def find_source(config: InferConfig) -> tuple[InferConfig, Source]:
 
 
 def _saved_head(config: InferConfig, files: ModelFiles) -> InferConfig:
-    """A checkpoint whose config.json is a classifier's is one, whoever saved it."""
+    """A checkpoint whose config.json is a classifier's is one, whoever saved it; sentence-transformers' are for
+    vectors."""
+    if config.head.task_type == "causal_lm" and has_layout(files.path) and not config.given("task_type"):
+        return config.decide("modules.json is sentence-transformers'", task_type="embedding")
     if config.head.task_type != "causal_lm" or not is_classifier(files.config):
         return config
     names = {int(number): str(name) for number, name in (files.config.get("id2label") or {0: "", 1: ""}).items()}

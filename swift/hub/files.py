@@ -135,15 +135,20 @@ def check_adapter_files(path: Path | str) -> AdapterFiles:
     return AdapterFiles(path, config, weights, weights.stat().st_size, config.get("base_model_name_or_path"))
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
-    """The JSON object in `path`; ModelFileError when it is unreadable, an LFS pointer, cut, or no object."""
+def read_json(path: Path) -> Any:
+    """The JSON value in `path`; ModelFileError when it is unreadable, an LFS pointer or cut."""
     raw = _read(path)
     _refuse_lfs(path, raw[:64])
     try:
-        value = json.loads(raw)
+        return json.loads(raw)
     except ValueError as error:
         what = "empty file" if not raw.strip() else f"not valid JSON ({error})"
         raise ModelFileError(what, where=str(path), fix=AGAIN) from error
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in `path`; ModelFileError when it is unreadable, an LFS pointer, cut, or no object."""
+    value = read_json(path)
     if not isinstance(value, dict):
         raise ModelFileError("holds no JSON object", where=str(path), fix=AGAIN)
     return value

@@ -90,6 +90,24 @@ def without_head(info: dict[str, Any], prefix: str) -> dict[str, Any]:
     }
 
 
+def bare_class() -> Any:
+    """transformers' Auto class for models without any head."""
+    from transformers import AutoModel
+
+    return AutoModel
+
+
+def without_any_head(info: dict[str, Any], model: Any) -> dict[str, Any]:
+    """Loading info of a model without its head: what heads left over, and BERT's pooler, which no pooling here uses."""
+    inside = tuple(f"{prefix}{name}." for name, _ in model.named_children() for prefix in ("", "model."))
+    inside += (f"{model.base_model_prefix}.",) if model.base_model_prefix else ()
+    return {
+        **info,
+        "missing_keys": [key for key in info["missing_keys"] if not key.startswith("pooler.")],
+        "unexpected_keys": [key for key in info["unexpected_keys"] if key.startswith(inside)],
+    }
+
+
 def with_head(plan: Any, head: Head | None) -> Any:
     """The loading plan, for a model with this head."""
     return plan if head is None else replace(plan, head=head)

@@ -20,7 +20,7 @@ from swift.compat.no_torchvision import images_without_torchvision
 from swift.errors import MissingPackage, ModelFileError, ResourceError, SwiftError, UsageError
 from swift.hub.files import check_model_files
 from swift.models.bnb import any_shape, bitsandbytes_config, quantized_share
-from swift.models.heads import head_class, shape_head, without_head
+from swift.models.heads import bare_class, head_class, shape_head, without_any_head, without_head
 from swift.models.packed import fused_experts
 from swift.models.plan import LoadPlan
 from swift.models.quiet import quiet
@@ -110,7 +110,9 @@ def load_model(path: Path | str, plan: LoadPlan):
     path = Path(path)
     config = load_config(path, trust_remote_code=plan.trust_remote_code)
     _apply_context(config, plan)
-    if plan.head is None:
+    if plan.bare:
+        auto = bare_class()
+    elif plan.head is None:
         auto = auto_class(config, path, plan.trust_remote_code)
     else:
         auto = head_class(config, path)
@@ -145,6 +147,8 @@ def load_model(path: Path | str, plan: LoadPlan):
             model, info = auto.from_pretrained(path, **arguments)
     if plan.head is not None and plan.head.fresh:
         info = without_head(info, model.base_model_prefix)
+    if plan.bare:
+        info = without_any_head(info, model)
     check_loading_info(path, info, strict=plan.strict)
     if plan.dequantize and not plan.unpack:
         forget_quantization(model)

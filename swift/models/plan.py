@@ -48,7 +48,7 @@ class LoadPlan:
     `dequantize`: the checkpoint's quantized weights become plain ones of `dtype`, with `unpack` by our own reader.
     `quant`: quantize while loading, with `pack_experts` fused experts too (bitsandbytes has no file format for those).
     `needed_bytes`: the weights in memory; `available_bytes`: what the device had when planning (None: unknown).
-    `head`: load as a classifier with this head in place of the vocabulary's.
+    `head`: load as a classifier with this head in place of the vocabulary's. `bare`: load without any head.
     """
 
     device: Device
@@ -69,6 +69,7 @@ class LoadPlan:
     trust_remote_code: bool = False
     strict: bool = True
     head: Head | None = None
+    bare: bool = False
     needed_bytes: int = 0
     available_bytes: int | None = None
     reasons: Mapping[str, str] = field(default_factory=dict)

@@ -19,8 +19,8 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from swift import __version__
-from swift.serve import adapters, anthropic, chat, completions, extras, responses
-from swift.serve.errors import ApiError, as_api_error, internal
+from swift.serve import adapters, anthropic, chat, completions, extras, numbers, responses
+from swift.serve.errors import ApiError, as_api_error, internal, invalid
 from swift.serve.health import Watch
 from swift.serve.http import CLOSED, ClientGone, json_response
 from swift.serve.params import Param, schema
@@ -32,29 +32,55 @@ Handler = Callable[[Service, Request], Awaitable[Response]]
 OPEN_PATHS = frozenset(("/health", "/ping"))
 KNOWN_STATUS = {404: "there is no such path here", 405: "this path doesn't take that method"}
 
-# (method, path, handler, the fields of its body, one line)
-ROUTES: tuple[tuple[str, str, Handler, tuple[Param, ...] | None, str], ...] = (
-    ("POST", "/v1/chat/completions", chat.chat_completions, chat.CHAT, "Answer a conversation (OpenAI)."),
-    ("POST", "/v1/completions", completions.completions, completions.COMPLETION, "Continue a text (OpenAI)."),
-    ("POST", "/v1/responses", responses.create, responses.RESPONSE, "Answer a conversation (OpenAI Responses)."),
-    ("POST", "/v1/messages", anthropic.messages, anthropic.MESSAGES, "Answer a conversation (Anthropic)."),
-    ("POST", "/v1/messages/count_tokens", anthropic.count_tokens, anthropic.COUNT, "Count a conversation's tokens."),
-    ("POST", "/v1/embeddings", extras.embeddings, extras.EMBEDDINGS, "Not supported: this server generates text."),
-    ("POST", "/tokenize", extras.tokenize, extras.TOKENIZE, "Text or a conversation to token ids."),
-    ("POST", "/detokenize", extras.detokenize, extras.DETOKENIZE, "Token ids to text."),
-    ("POST", "/v1/load_lora_adapter", adapters.load, adapters.LOAD, "Load a LoRA adapter from the server's disk."),
-    ("POST", "/v1/unload_lora_adapter", adapters.unload, adapters.UNLOAD, "Take a LoRA adapter away again."),
-    ("GET", "/v1/models", extras.models, None, "The models served here."),
-    ("GET", "/v1/models/{name:path}", extras.model, None, "One of them."),
-    ("GET", "/metrics", extras.metrics, None, "Counts in Prometheus' text format."),
+# (method, path, handler, the fields of its body, what the model must be able to do, one line)
+Route = tuple[str, str, Handler, "tuple[Param, ...] | None", frozenset[str], str]
+WRITES, VECTORS, SCORES = frozenset({"generate"}), frozenset({"embed"}), frozenset({"score", "embed"})
+CLASSES, ANY = frozenset({"classify"}), frozenset[str]()
+ROUTES: tuple[Route, ...] = (
+    ("POST", "/v1/chat/completions", chat.chat_completions, chat.CHAT, WRITES, "Answer a conversation (OpenAI)."),
+    ("POST", "/v1/completions", completions.completions, completions.COMPLETION, WRITES, "Continue a text (OpenAI)."),
+    (
+        "POST",
+        "/v1/responses",
+        responses.create,
+        responses.RESPONSE,
+        WRITES,
+        "Answer a conversation (OpenAI Responses).",
+    ),
+    ("POST", "/v1/messages", anthropic.messages, anthropic.MESSAGES, WRITES, "Answer a conversation (Anthropic)."),
+    ("POST", "/v1/messages/count_tokens", anthropic.count_tokens, anthropic.COUNT, WRITES, "Count its tokens."),
+    ("POST", "/v1/embeddings", numbers.embeddings, numbers.EMBEDDINGS, VECTORS, "Texts to vectors (OpenAI)."),
+    *(
+        ("POST", f"{version}/rerank", numbers.rerank, numbers.RERANK, SCORES, "Documents by how well they fit a query.")
+        for version in ("", "/v1", "/v2")
+    ),
+    *(
+        ("POST", f"{version}/score", numbers.score, numbers.SCORE, SCORES, "How well texts fit each other (vLLM).")
+        for version in ("", "/v1")
+    ),
+    ("POST", "/classify", numbers.classify, numbers.CLASSIFY, CLASSES, "Texts to classes (vLLM)."),
+    ("POST", "/tokenize", extras.tokenize, extras.TOKENIZE, ANY, "Text or a conversation to token ids."),
+    ("POST", "/detokenize", extras.detokenize, extras.DETOKENIZE, ANY, "Token ids to text."),
+    ("POST", "/v1/load_lora_adapter", adapters.load, adapters.LOAD, ANY, "Load a LoRA adapter from the server's disk."),
+    ("POST", "/v1/unload_lora_adapter", adapters.unload, adapters.UNLOAD, ANY, "Take a LoRA adapter away again."),
+    ("GET", "/v1/models", extras.models, None, ANY, "The models served here."),
+    ("GET", "/v1/models/{name:path}", extras.model, None, ANY, "One of them."),
+    ("GET", "/metrics", extras.metrics, None, ANY, "Counts in Prometheus' text format."),
 )
+# task -> (what a model with it does, where it is asked)
+ASKED = {
+    "generate": ("writes text", "/v1/chat/completions"),
+    "embed": ("embeds texts", "/v1/embeddings"),
+    "score": ("ranks documents", "/v1/rerank"),
+    "classify": ("classifies texts", "/classify"),
+}
 
 
 def create_app(service: Service) -> FastAPI:
     app = FastAPI(title="swift", version=__version__, docs_url=None, redoc_url=None)
     watch = Watch(service)
-    for method, path, handler, params, line in ROUTES:
-        _add(app, service, method, path, handler, params, line)
+    for method, path, handler, params, tasks, line in ROUTES:
+        _add(app, service, method, path, _for(tasks, handler), params, line)
 
     async def health(service: Service, request: Request) -> Response:
         found = await watch.check()
@@ -76,6 +102,22 @@ def create_app(service: Service) -> FastAPI:
     app.add_exception_handler(HTTPException, on_http_error)
     app.add_middleware(Guard, service=service)
     return app
+
+
+def _for(tasks: frozenset[str], handler: Handler) -> Handler:
+    """The handler, for models that have one of these tasks; a 400 for others says what to ask of them."""
+
+    async def checked(service: Service, request: Request) -> Response:
+        own = service.engine.capabilities.tasks
+        # A model that writes text has vectors too, but nobody taught it to rank by them.
+        if tasks and not (own & tasks and not (tasks == SCORES and "generate" in own)):
+            does = " and ".join(ASKED[task][0] for task in sorted(own))
+            ask = " or ".join(ASKED[task][1] for task in sorted(own))
+            model = service.settings.names[0]
+            raise invalid(f"{model} {does}: ask {ask}; for this, deploy another model", "model", "unsupported_model")
+        return await handler(service, request)
+
+    return checked if tasks else handler
 
 
 def _add(

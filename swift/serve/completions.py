@@ -19,9 +19,8 @@ from starlette.responses import Response
 from swift.engines.protocol import GenerationRequest, Sampling, TokenLogprob, Usage, choices
 from swift.serve.chat import DONE, LOWEST_LOGPROB, check_logprobs, error_events, usage_object, usage_wanted
 from swift.serve.errors import invalid
-from swift.serve.extras import token_ids
 from swift.serve.http import event, json_response, read_body, stream_response, while_connected
-from swift.serve.params import SAMPLING, Param, harmless, read, sampling, stop_texts, unsupported
+from swift.serve.params import SAMPLING, Param, harmless, read, sampling, stop_texts, token_ids, unsupported
 from swift.serve.service import Answers, Service
 
 DEFAULT_MAX_TOKENS = 16  # the API's

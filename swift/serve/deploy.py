@@ -25,12 +25,13 @@ from swift.config.record import explain
 from swift.engines import setup
 from swift.engines.options import check_backend
 from swift.engines.protocol import Engine, GenerationRequest, Sampling
+from swift.engines.texts import PlainTexts
 from swift.errors import ResourceError, UsageError
 from swift.serve.formats import learn_forcing, learn_format
-from swift.serve.prompts import CodePoints, EnginePrompts, TemplatePrompts
+from swift.serve.prompts import CodePoints, CodePointTexts, EnginePrompts, TemplatePrompts, TokenizerPrompts
 from swift.serve.replies import ReplyFormat
 from swift.serve.server import run
-from swift.serve.service import Limits, Service, Settings
+from swift.serve.service import Limits, Reading, Service, Settings
 
 # Options of the shared sections that mean nothing to a server, and what does instead.
 NOT_HERE = {
@@ -40,6 +41,8 @@ NOT_HERE = {
     "truncation_strategy": "a server never truncates a prompt",
     "use_chat_template": "plain text has its own endpoint, /v1/completions",
     "logprobs": "each request asks for them itself",
+    "loss_type": "it concerns training",
+    "infonce_temperature": "it concerns training",
     "top_logprobs": "each request asks for them itself; --max_logprobs bounds them",
 }
 CONVERSATIONS_OWN = {"messages", "tools", "documents", "add_generation_prompt", "raise_exception", "strftime_now"}
@@ -59,11 +62,13 @@ def main(config: DeployConfig) -> int:
     if config.serving.infer_backend not in ("fake", "http"):
         inner, source = setup.find_source(inner)
         inner = setup.decide_generation(inner, source.files)
+        check_task(inner, names)
         config = replace(
             config,
             origins=inner.origins,
             model=inner.model,
             chat=inner.chat,
+            head=inner.head,
             generation=inner.generation,
             quantization=inner.quantization,
         )
@@ -101,6 +106,22 @@ def check(config: DeployConfig) -> None:
         raise UsageError("is empty", where="--api_key", fix="give a key, or leave the option out")
 
 
+def check_task(config: InferConfig, names: tuple[str, ...] | None) -> None:
+    """What a model that embeds, ranks or classifies can't be deployed with."""
+    task = config.head.task_type
+    if task == "causal_lm":
+        return
+    if config.infer.infer_backend != "pt":
+        raise UsageError(f"only pt runs --task_type {task}", where="--infer_backend", fix="--infer_backend pt")
+    if names is not None:
+        fix = "--adapters PATH, without a name"
+        raise UsageError(f"--task_type {task} has one adapter, always on", where="--adapters", fix=fix)
+    if config.infer.merge_lora:
+        raise UsageError(
+            f"is not done for --task_type {task}", where="--merge_lora", fix="swift export --merge_lora true"
+        )
+
+
 def as_infer(config: DeployConfig) -> InferConfig:
     """The same model, template and engine options as `swift infer` takes them."""
     serving = config.serving
@@ -113,6 +134,7 @@ def as_infer(config: DeployConfig) -> InferConfig:
         model=model,
         quantization=config.quantization,
         chat=config.chat,
+        head=config.head,
         media=config.media,
         generation=config.generation,
         backends=config.backends,
@@ -159,10 +181,13 @@ def build(
 ) -> Service:
     """The engine with what the server needs beside it. Loads the weights."""
     settings = settings_of(config, inner)
+    if inner.head.task_type != "causal_lm":
+        assert source is not None
+        return build_judge(inner, source, settings)
     engine, shared = setup.build_engine(inner, source, names, RESTART_PATIENCE)
     if config.serving.infer_backend == "fake":
         form = ReplyFormat(lambda text, tools: {"role": "assistant", "content": text})
-        return Service(engine, CodePoints(), form, settings)
+        return Service(engine, CodePoints(), form, settings, reading=Reading(CodePointTexts()))
     if source is None:
         return Service(engine, EnginePrompts(), ReplyFormat(shared.parse, *WIRE_MARKS), settings)
     encoder = copy.deepcopy(shared)  # the engine's own is used in its threads
@@ -177,7 +202,22 @@ def build(
     )
     probe = GenerationRequest(prompt_ids=prompts.encode("a")[:1])
     ends = [encoder.tokenizer.decode([i]) for i in encoder.stop_token_ids]
-    return Service(engine, prompts, form, settings, probe, learn_forcing(encoder, ends))
+    reading = Reading(PlainTexts(encoder.tokenizer, engine.capabilities.context_length))
+    return Service(engine, prompts, form, settings, probe, learn_forcing(encoder, ends), reading)
+
+
+def build_judge(config: InferConfig, source: setup.Source, settings: Settings) -> Service:
+    """A model that embeds, ranks or classifies. Loads the weights."""
+    from swift.engines.judging import load_judge
+    from swift.engines.pooling import PoolingEngine
+
+    judge = load_judge(config, source)
+    engine = PoolingEngine(judge.pooler, judge.tasks, judge.texts.limit, judge.notes)
+    prompts = TokenizerPrompts(judge.texts.tokenizer)
+    form = ReplyFormat(lambda text, tools: {"role": "assistant", "content": text})
+    probe = GenerationRequest(prompt_ids=judge.texts.one("a").ids)
+    reading = Reading(judge.texts, judge.labels, config.head.problem_type == "regression")
+    return Service(engine, prompts, form, settings, probe, reading=reading)
 
 
 def kinds_of(engine: Engine, encoder: ChatEncoder) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""The small routes: models, tokenizing, metrics, and embeddings, which no engine here gives."""
+"""The small routes: models, tokenizing, metrics."""
 
 from __future__ import annotations
 
@@ -12,14 +12,9 @@ from swift.serve.errors import invalid
 from swift.serve.http import json_response, read_body
 from swift.serve.messages import conversation, tools
 from swift.serve.metrics import CONTENT_TYPE
-from swift.serve.params import MESSAGES, TOKENS, Param, harmless, read
+from swift.serve.params import MESSAGES, TOKENS, Param, read, token_ids
 from swift.serve.service import Service
 
-EMBEDDINGS = (
-    Param("model", "string"),
-    Param("input", "string|array", required=True),
-    *harmless("encoding_format", "dimensions", "user"),
-)
 TOKENIZE = (
     Param("model", "string"),
     Param("prompt", "string"),
@@ -28,11 +23,6 @@ TOKENIZE = (
     Param("chat_template_kwargs", "object"),
 )
 DETOKENIZE = (Param("model", "string"), Param("tokens", "array", required=True, shape=TOKENS))
-
-
-async def embeddings(service: Service, request: Request) -> Response:
-    read(await read_body(request, service.settings.limits), EMBEDDINGS)
-    raise invalid("this server generates text; it gives no embeddings", code="unsupported")
 
 
 async def tokenize(service: Service, request: Request) -> Response:
@@ -59,12 +49,6 @@ async def detokenize(service: Service, request: Request) -> Response:
     service.model(body.get("model"))
     ids = token_ids(body["tokens"], "tokens")
     return json_response({"prompt": await service.in_thread(service.prompts.decode, ids)})
-
-
-def token_ids(values: Any, name: str) -> list[int]:
-    if any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in values):
-        raise invalid(f"{name} must be token ids", name, "invalid_value")
-    return list(values)
 
 
 async def metrics(service: Service, request: Request) -> Response:
@@ -102,6 +86,7 @@ def _entry(service: Service, request: Request, name: str) -> dict[str, Any]:
         "root": settings.names[0],
         "parent": settings.names[0] if name in service.engine.capabilities.adapters else None,
         "max_model_len": service.engine.capabilities.context_length,
+        "tasks": sorted(service.engine.capabilities.tasks),
         "engine": service.engine.name,
         "engine_notes": list(service.engine.capabilities.notes),
         **settings.facts,

@@ -10,7 +10,7 @@ import asyncio
 import time
 from dataclasses import dataclass, replace
 
-from swift.engines.protocol import EngineStats
+from swift.engines.protocol import EngineStats, GenerationRequest, Text
 from swift.engines.stream import GenerationStream
 from swift.serve.service import Service
 
@@ -66,11 +66,17 @@ class Watch:
         except Exception as error:  # whatever the engine raises on the smallest request, it isn't answering
             return Health(False, f"the engine fails: {error}")
 
-    async def _ask(self, request: object) -> Health:
-        stream: GenerationStream = await self._service.in_thread(self._service.engine.submit, request)
-        with stream:
-            async for _ in stream:
-                pass
+    async def _ask(self, request: GenerationRequest) -> Health:
+        service = self._service
+        if "generate" in service.engine.capabilities.tasks:
+            stream: GenerationStream = await service.in_thread(service.engine.submit, request)
+            with stream:
+                async for _ in stream:
+                    pass
+        else:
+            text = Text(tuple(request.prompt_ids or ()))
+            (numbers,) = await service.in_thread(service.engine.numbers, [text])
+            await asyncio.wrap_future(numbers)
         self._answered = time.monotonic()
         return Health(True, "answering")
 

@@ -221,6 +221,12 @@ def stop_texts(values: Mapping[str, Any], name: str = "stop") -> tuple[str, ...]
     return tuple(stops)
 
 
+def token_ids(values: Any, name: str) -> list[int]:
+    if any(not isinstance(i, int) or isinstance(i, bool) or i < 0 for i in values):
+        raise invalid(f"{name} must be token ids", name, "invalid_value")
+    return list(values)
+
+
 def sampling(
     values: Mapping[str, Any],
     defaults: Sampling,

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from swift.data.media import KINDS
+from swift.engines.protocol import Text
 from swift.serve.errors import ApiError, invalid
 from swift.serve.formats import Encoder
 from swift.serve.media import with_fetched
@@ -93,9 +94,12 @@ class TemplatePrompts:
             return self._encoder.decode(ids)
 
     def check(self, ids: Sequence[int]) -> None:
-        size = len(self._encoder.tokenizer)
-        if any(i >= size for i in ids):
-            raise invalid(f"a token id is out of range: the tokenizer has {size} tokens", code="invalid_value")
+        check_ids(ids, len(self._encoder.tokenizer))
+
+
+def check_ids(ids: Sequence[int], size: int) -> None:
+    if any(i >= size for i in ids):
+        raise invalid(f"a token id is out of range: the tokenizer has {size} tokens", code="invalid_value")
 
 
 class EnginePrompts:
@@ -116,6 +120,46 @@ class EnginePrompts:
 
     def check(self, ids: Sequence[int]) -> None:
         """The engine knows."""
+
+
+class TokenizerPrompts(EnginePrompts):
+    """Of models that write no text: ids, and no conversations."""
+
+    kinds = frozenset()
+
+    def __init__(self, tokenizer: Any):
+        self._tokenizer = tokenizer
+        self._lock = threading.Lock()
+
+    def chat(self, messages: Messages, tools: Tools, variables: Mapping[str, Any]) -> Prompt:
+        raise invalid("this model reads no conversations: send prompt", "messages", "unsupported")
+
+    def encode(self, text: str) -> list[int]:
+        with self._lock:
+            return list(self._tokenizer(text, verbose=False)["input_ids"])
+
+    def decode(self, ids: Sequence[int]) -> str:
+        self.check(ids)
+        with self._lock:
+            return self._tokenizer.decode(ids)
+
+    def check(self, ids: Sequence[int]) -> None:
+        check_ids(ids, len(self._tokenizer))
+
+
+class CodePointTexts:
+    """The fake engine's texts."""
+
+    limit, tokenizer = 8192, None
+
+    def one(self, text: str, most: int | None = None) -> Text:
+        return Text(tuple(map(ord, text[:most])))
+
+    def pair(self, first: str, second: str, most: int | None = None) -> Text:
+        return self.one(first + second, most)
+
+    def row(self, row: Mapping[str, Any]) -> Text:
+        return self.one("".join(str(message["content"]) for message in row["messages"]))
 
 
 class CodePoints(EnginePrompts):

@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from swift.engines.protocol import Delta, Engine, GenerationRequest, Sampling, Usage
 from swift.engines.stream import GenerationStream
+from swift.engines.texts import Texts
 from swift.serve.errors import ApiError, queue_full, shutting_down, timed_out
 from swift.serve.forcing import Forcing
 from swift.serve.meters import Meters
@@ -56,8 +57,21 @@ class Settings:
     created: int = field(default_factory=lambda: int(time.time()))
 
 
+@dataclass(frozen=True)
+class Reading:
+    """How texts are given to a model that embeds, ranks or classifies, and what its classes are called (() for none).
+    `plain_values`: its numbers are no probabilities of classes (regression).
+    """
+
+    texts: Texts
+    labels: tuple[str, ...] = ()
+    plain_values: bool = False
+
+
 class Service:
-    """One engine being served. `probe` is the smallest request that a living engine answers."""
+    """One engine being served. `probe` is the smallest request that a living engine answers. `reading` is there where
+    the engine has tasks beside "generate".
+    """
 
     def __init__(
         self,
@@ -67,9 +81,11 @@ class Service:
         settings: Settings,
         probe: GenerationRequest | None = None,
         forcing: Forcing | None = None,
+        reading: Reading | None = None,
     ):
         self.engine, self.prompts, self.form, self.settings = engine, prompts, form, settings
         self.forcing = forcing or Forcing()
+        self._reading = reading
         self.probe = probe or GenerationRequest(messages=({"role": "user", "content": "."},))
         self.probe = replace(self.probe, sampling=Sampling(max_new_tokens=1, temperature=0.0))
         self.meters = Meters()
@@ -87,6 +103,11 @@ class Service:
             return name, name
         served = ", ".join((*self.settings.names, *adapters))
         raise ApiError(404, f"there is no model {name!r} here; served: {served}", param="model", code="model_not_found")
+
+    @property
+    def reading(self) -> Reading:
+        assert self._reading is not None, "the engine has tasks for which nothing was set up"
+        return self._reading
 
     async def in_thread(self, work: Callable[..., T], *args: Any) -> T:
         """Rendering and tokenizing take a while for long prompts: never in the event loop."""

@@ -17,9 +17,9 @@ from swift.engines.fake import FakeEngine, echo
 from swift.engines.protocol import Capabilities, Delta, EngineStats, GenerationRequest, RequestError, Usage
 from swift.engines.stream import GenerationStream
 from swift.serve.app import create_app
-from swift.serve.prompts import CodePoints
+from swift.serve.prompts import CodePoints, CodePointTexts
 from swift.serve.replies import ReplyFormat
-from swift.serve.service import Service, Settings
+from swift.serve.service import Reading, Service, Settings
 
 
 def parse(text: str, tools=None) -> dict:
@@ -42,7 +42,7 @@ TINY = Settings(names=("tiny",))
 
 
 def service(engine=None, settings: Settings = TINY, form: ReplyFormat = FORM) -> Service:
-    return Service(engine or FakeEngine(), CodePoints(), form, settings)
+    return Service(engine or FakeEngine(), CodePoints(), form, settings, reading=Reading(CodePointTexts()))
 
 
 @contextlib.contextmanager

@@ -205,11 +205,6 @@ def test_models_tokenize_health_metrics(url, client):
     assert {s.removesuffix("_bucket").removesuffix("_sum").removesuffix("_count") for s in samples} <= names
 
 
-def test_embeddings_say_what_they_are_not(client):
-    with pytest.raises(openai.BadRequestError, match="no embeddings"):
-        client.embeddings.create(model="tiny", input="hi")
-
-
 def test_the_openapi_page_lists_the_routes_and_their_fields(url):
     page = httpx.get(f"{url}/openapi.json").json()
     body = page["paths"]["/v1/chat/completions"]["post"]["requestBody"]["content"]["application/json"]["schema"]

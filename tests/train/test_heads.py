@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import httpx
 import pytest
 import torch
 
 from swift.cli import main
 from tests import tiny
+from tests.serve.served import running
 
 COMMON = "--report_to none --use_cpu true --torch_dtype float32 --learning_rate 3e-3 --lora_dropout 0 "
 COMMON += "--per_device_train_batch_size 4"
@@ -42,6 +44,18 @@ def write(path: Path, rows: list[dict]) -> Path:
 def coloured(count: int = 12) -> list[dict]:
     names = list(COLOURS)
     return [{"query": f"{COLOURS[names[i % 3]][i % 2]} {i}", "label": names[i % 3]} for i in range(count)]
+
+
+def served(words: list[str]):
+    """`swift deploy` with these options, running."""
+    from swift.config.commands import DeployConfig
+    from swift.config.parse import parse
+    from swift.serve import deploy
+
+    config = parse(DeployConfig, [*words, "--torch_dtype", "float32"]).config
+    inner, source = deploy.setup.find_source(deploy.as_infer(config))
+    config = config.replace({"served_model_name": ("m",)}, "decided")
+    return running(deploy.build(config, inner, source))
 
 
 def newest(run: str) -> Path:
@@ -93,9 +107,13 @@ def test_a_classifier_learns_resumes_answers_and_merges(typed, model):
     assert plain.config.id2label[int(probabilities.argmax())] == "red"
     torch.testing.assert_close(probabilities, torch.tensor(answers[0]["probabilities"]), atol=1e-4, rtol=1e-4)
 
-    for line in (f"deploy --adapters {newest('out')} --port 1", "deploy --model merged --port 1"):
-        code, said = typed(line)
-        assert code == 2 and "writes no text" in said
+    for words in (["--adapters", str(newest("out"))], ["--model", "merged"]):
+        with served(words) as url:
+            reply = httpx.post(f"{url}/classify", json={"input": coloured()[0]["query"]}).json()["data"][0]
+            assert reply["label"] == "red" and reply["probs"] == pytest.approx(answers[0]["probabilities"], abs=1e-4)
+            asked = {"messages": [{"role": "user", "content": "hi"}]}
+            refused = httpx.post(f"{url}/v1/chat/completions", json=asked)
+            assert refused.status_code == 400 and "ask /classify" in refused.json()["error"]["message"]
     code, said = typed(f"infer --adapters {newest('out')} --prompt cat --temperature 0.5")
     assert code == 2 and "says how text is written" in said
 
@@ -184,6 +202,11 @@ def test_embeddings_of_pairs_come_together_and_don_t_depend_on_padding(typed, mo
         hidden = plain.get_base_model().model(**ids).last_hidden_state[0, -1]
     torch.testing.assert_close(vectors[3], hidden / hidden.norm(), atol=1e-5, rtol=1e-4)
 
+    with served(["--adapters", str(newest("out"))]) as url:
+        reply = httpx.post(f"{url}/v1/embeddings", json={"input": texts}).json()
+        found = torch.tensor([entry["embedding"] for entry in reply["data"]])
+        torch.testing.assert_close(found, vectors, atol=1e-5, rtol=1e-4)
+
 
 @pytest.mark.parametrize("loss", ["pointwise_reranker", "listwise_reranker"])
 def test_a_ranker_learns_to_put_the_positive_first(typed, model, loss):
@@ -198,7 +221,16 @@ def test_a_ranker_learns_to_put_the_positive_first(typed, model, loss):
     assert code == 0, said
     code, said = typed(f"infer --adapters {newest('out')} --val_dataset rows.jsonl --result_path ranks.jsonl")
     assert code == 0 and "mean reciprocal rank 1.0000 over 4 rows" in said
-    assert all(len(result["scores"]) == 3 for result in results("ranks.jsonl"))
+    scores = [result["scores"] for result in results("ranks.jsonl")]
+    assert all(len(found) == 3 for found in scores)
+    with served(["--adapters", str(newest("out"))]) as url:
+        for row, expected in zip(rows, scores, strict=True):
+            body = {"query": row["query"], "documents": [*row["pos"], *row["neg"]]}
+            ranked = httpx.post(f"{url}/v1/rerank", json=body).json()["results"]
+            assert ranked[0]["index"] == 0
+            assert {r["index"]: r["relevance_score"] for r in ranked} == pytest.approx(
+                dict(enumerate(expected)), abs=1e-4
+            )
 
 
 @pytest.mark.parametrize(
