@@ -48,9 +48,10 @@ matrix: $(DEV_STAMP)
 bench-serve: $(STAMP)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/serve.py --model $(MODEL) $(ARGS)
 
-# MODEL: a directory with weights and tokenizer; ROWS: a JSON list of instruction, input and output
+# MODEL: a directory with weights and tokenizer; ROWS: a JSON list of instruction, input and output, or JSON lines with
+# text; in ARGS what else benchmarks/train.py takes: --shape qwen3-152k, --tuner full, --shortest 2048 ...
 bench-train: $(DEV_STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/train.py --model $(MODEL) --rows $(ROWS)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/train.py --model $(MODEL) --rows $(ROWS) $(ARGS)
 
 lint: $(DEV_STAMP)
 	$(BIN)/ruff check .

@@ -3,12 +3,15 @@
     make bench-train MODEL=DIR ROWS=alpaca_en_demo.json
     python benchmarks/train.py --model DIR --rows FILE [--dtype float32 bfloat16] [--tuner lora full] [--steps 8]
     python benchmarks/train.py --shape qwen3-152k --model DIR --rows FILE     # random weights, DIR gives the tokenizer
+    python benchmarks/train.py --model DIR --rows documents.jsonl --shortest 2048 --longest 2048 --batch 1
+    python benchmarks/train.py --model DIR --rows FILE --longest 48                             # very short turns
 
 Every run is a process of its own and the contestants take turns, `--rounds` times. "useful tok/s" are tokens that are
 no padding, per CPU-second of the training loop after the first step. "above floor" is the peak of resident memory
 (VmHWM, reset when the weights are loaded and touched) minus what was resident then. Losses are compared with those of
 HF Trainer + peft in float32. A contestant that didn't make every step is refused. ROWS: a JSON list of objects with
-instruction, input and output.
+instruction, input and output; or JSON lines with `text`, all of whose tokens are learned, each cut at `--longest`.
+Rows of fewer than `--shortest` tokens or more than `--longest` are passed over.
 """
 
 from __future__ import annotations
@@ -32,6 +35,15 @@ SHAPES = {
     "gemma2": dict(
         family="gemma2", vocab_size=65536, hidden_size=512, intermediate_size=2048, num_hidden_layers=6,
         num_attention_heads=8, num_key_value_heads=4, head_dim=64, sliding_window=128,
+    ),
+    "gemma3": dict(
+        family="gemma3_text", vocab_size=65536, hidden_size=512, intermediate_size=2048, num_hidden_layers=6,
+        num_attention_heads=4, num_key_value_heads=1, head_dim=128, sliding_window=128,
+    ),
+    "qwen3-moe": dict(
+        family="qwen3_moe", vocab_size=65536, hidden_size=512, intermediate_size=1024, moe_intermediate_size=384,
+        num_hidden_layers=4, num_attention_heads=8, num_key_value_heads=4, head_dim=64, num_experts=8,
+        num_experts_per_tok=2, tie_word_embeddings=True,
     ),
 }  # fmt: skip
 # contestant -> (which trainer, its settings)
@@ -206,23 +218,35 @@ def swift_trainer(task: dict, model, place: str):
 # ---- all of them ----
 
 
-def encoded(model: str, path: str, count: int, longest: int) -> list[dict]:
-    """The first rows as ids and labels, by the tokenizer's own template."""
+def encoded(model: str, path: str, count: int, shortest: int, longest: int) -> list[dict]:
+    """The first rows of such lengths as ids and labels, chats by the tokenizer's own template."""
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(model)
+    text = Path(path).read_text(encoding="utf-8")
+    found = map(json.loads, text.splitlines()) if path.endswith(".jsonl") else json.loads(text)
     rows = []
-    for row in json.loads(Path(path).read_text(encoding="utf-8")):
-        asked = [{"role": "user", "content": "\n".join(filter(None, (row["instruction"], row.get("input"))))}]
-        prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
-        whole = tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": row["output"]}], tokenize=False)
-        before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
-        ids = before + tokenizer(whole[len(prompt) :], add_special_tokens=False)["input_ids"]
-        if len(ids) <= longest:
-            rows.append({"input_ids": ids, "labels": [-100] * len(before) + ids[len(before) :]})
+    for row in found:
+        made = document(tokenizer, row["text"], longest) if "text" in row else chat(tokenizer, row)
+        if shortest <= len(made["input_ids"]) <= longest:
+            rows.append(made)
         if len(rows) == count:
             return rows
-    sys.exit(f"{path} holds fewer than {count} rows of at most {longest} tokens")
+    sys.exit(f"{path} holds {len(rows)} rows of {shortest} to {longest} tokens, not {count}")
+
+
+def document(tokenizer, text: str, longest: int) -> dict:
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"][:longest]
+    return {"input_ids": ids, "labels": list(ids)}
+
+
+def chat(tokenizer, row: dict) -> dict:
+    asked = [{"role": "user", "content": "\n".join(filter(None, (row["instruction"], row.get("input"))))}]
+    prompt = tokenizer.apply_chat_template(asked, add_generation_prompt=True, tokenize=False)
+    whole = tokenizer.apply_chat_template([*asked, {"role": "assistant", "content": row["output"]}], tokenize=False)
+    before = tokenizer(prompt, add_special_tokens=False)["input_ids"]
+    ids = before + tokenizer(whole[len(prompt) :], add_special_tokens=False)["input_ids"]
+    return {"input_ids": ids, "labels": [-100] * len(before) + ids[len(before) :]}
 
 
 def measure(name: str, task: dict) -> dict:
@@ -290,13 +314,14 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=USUAL, choices=list(CONTESTANTS))
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batch", type=int, default=4)
+    parser.add_argument("--shortest", type=int, default=1)
     parser.add_argument("--longest", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     if options.child:
         print(json.dumps(run(json.load(sys.stdin))))
         return
-    rows = encoded(options.model, options.rows, options.steps * options.batch, options.longest)
+    rows = encoded(options.model, options.rows, options.steps * options.batch, options.shortest, options.longest)
     task = {
         "model": options.model,
         "shape": options.shape,
