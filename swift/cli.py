@@ -20,7 +20,9 @@ def main(argv: list[str] | None = None) -> int:
     except SwiftError as error:
         if os.environ.get("SWIFT_DEBUG") == "1":
             raise
-        print(f"swift: {error}", file=sys.stderr)
+        from swift.i18n.said import error_said
+
+        print(f"swift: {error_said(error)}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         print("\nswift: interrupted", file=sys.stderr)
@@ -105,8 +107,10 @@ def _unexpected(error: Exception) -> int:
 
     finding = finding_of(error)
     if finding is not None:
-        print(f"swift: {finding.name}: {finding.what} ({message.splitlines()[0]}, at {where})", file=sys.stderr)
-        print(f"  -> {finding.fix}   (swift doctor looks at the rest)", file=sys.stderr)
+        from swift.i18n.said import said
+
+        print(f"swift: {finding.name}: {said(finding.what)} ({message.splitlines()[0]}, at {where})", file=sys.stderr)
+        print(f"  -> {said(finding.fix)}   (swift doctor looks at the rest)", file=sys.stderr)
         return MissingPackage.exit_code
     print(f"swift: {type(error).__name__}: {message} (at {where})", file=sys.stderr)
     print("  -> SWIFT_DEBUG=1 shows the traceback; please report it with the command line", file=sys.stderr)

@@ -6,6 +6,8 @@ import logging
 import os
 import sys
 
+from swift.i18n.said import said
+
 # Loggers of libraries that warn, in every run, of a faster kernel that nobody asked for.
 CHATTY = ("bitsandbytes.backends.cpu.ops",)
 LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
@@ -36,4 +38,4 @@ class _Printer(logging.Handler):
         self.stream = stream
 
     def emit(self, record: logging.LogRecord) -> None:
-        print(record.getMessage(), file=getattr(sys, self.stream), flush=True)
+        print(said(record.getMessage()), file=getattr(sys, self.stream), flush=True)

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
 from swift.errors import SwiftError
+from swift.i18n.said import said
 
 OK, WARN, FAIL = "ok", "warn", "fail"
 MARKS = {OK: "ok  ", WARN: "WARN", FAIL: "FAIL"}
@@ -33,9 +34,9 @@ def of_error(name: str, error: SwiftError, status: str = FAIL) -> Finding:
 def as_text(findings: Iterable[Finding]) -> str:
     lines = []
     for finding in findings:
-        lines.append(f"{MARKS[finding.status]}  {finding.name}: {finding.what}")
+        lines.append(f"{MARKS[finding.status]}  {finding.name}: {said(finding.what)}")
         if finding.fix:
-            lines.append(f"      -> {finding.fix}")
+            lines.append(f"      -> {said(finding.fix)}")
     return "\n".join(lines)
 
 

@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from swift import __version__, runs
 from swift.config.commands import Config, Origin
 from swift.errors import UsageError
+from swift.i18n.said import said
 
 C = TypeVar("C", bound=Config)
 
@@ -64,7 +65,7 @@ def explain(config: Config) -> str:
             section = spec.section
             lines.append(f"[{section}]")
         origin = config.origins.get(name, Origin("default"))
-        why = f": {origin.why}" if origin.why else ""
+        why = f": {said(origin.why)}" if origin.why else ""
         note = "" if origin.source == "command line" else f"  # {origin.source}{why}"
         lines.append(f"{name} = {_shown(config.value(name))}{note}")
     return "\n".join(lines)

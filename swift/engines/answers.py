@@ -21,6 +21,7 @@ from swift.chat.media import media_of, with_blocks
 from swift.engines.protocol import Engine, GenerationRequest, Result, Sampling, Usage, generate_all
 from swift.engines.replies import Replies
 from swift.errors import DataError
+from swift.i18n.said import said
 from swift.runs import disk_error, ensure_writable_dir
 
 
@@ -131,7 +132,7 @@ def answer_rows(
         for question, result in zip(todo, generate_all(engine, requests, ahead), strict=True):
             if result.error is not None:
                 failed += 1
-                remark(f"swift: {question.source}: {result.error}")
+                remark(f"swift: {question.source}: {said(result.error)}")
             record = _record(question, result, replies)
             write(record)
             if show:

@@ -15,6 +15,7 @@ from swift.engines.asking import user_message
 from swift.engines.protocol import Collector, Engine, GenerationRequest, Result, Sampling
 from swift.engines.replies import Replies
 from swift.errors import SwiftError
+from swift.i18n.said import error_said
 
 HELP = """\
 exit, quit (or Ctrl-D)  leave            clear         forget the conversation
@@ -127,7 +128,7 @@ class Session:
             message = self._message(query)
         except SwiftError as error:
             self.failures += 1
-            _remark(f"swift: {error}")
+            _remark(f"swift: {error_said(error)}")
             return
         request = GenerationRequest(
             messages=self._conversation.asking(message), sampling=turn_sampling(self._sampling, self._turn)
@@ -138,7 +139,7 @@ class Session:
             result, text = print_answer(self._engine, request, self._replies, self._stream)
         except SwiftError as error:
             self.failures += 1
-            _remark(f"swift: {error}")
+            _remark(f"swift: {error_said(error)}")
             return
         seconds = time.monotonic() - began
         print(RULE, flush=True)

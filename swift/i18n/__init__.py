@@ -5,17 +5,34 @@ The language is SWIFT_LANG or SWIFT_UI_LANG (en, zh), else the locale's, else En
 
 from __future__ import annotations
 
+import contextlib
+import contextvars
 import functools
 import os
 import sys
 import unicodedata
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 LANGUAGES = ("en", "zh")
+_speaking: contextvars.ContextVar[str | None] = contextvars.ContextVar("language", default=None)
+
+
+@contextlib.contextmanager
+def speaking(lang: str) -> Iterator[None]:
+    """`lang` in place of the process's language, for what one page has asked for."""
+    token = _speaking.set(lang)
+    try:
+        yield
+    finally:
+        _speaking.reset(token)
 
 
 def language() -> str:
+    chosen = _speaking.get()
+    if chosen is not None:
+        return chosen
     for variable in ("SWIFT_LANG", "SWIFT_UI_LANG", "LC_ALL", "LC_MESSAGES", "LANG"):
         value = os.environ.get(variable, "")
         if value:

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from swift.errors import SwiftError, UsageError
+from swift.i18n import speaking
+from swift.i18n.said import error_said
 from swift.web import forms, preflight, suggest, tables, views
 from swift.web.jobs import Jobs
 from swift.web.runlist import RunList
@@ -26,11 +28,16 @@ Table = Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]]
 class Api:
     """A page's way to its server: the functions of `tables`. `call` is what the page's parts are given."""
 
-    def __init__(self, *tables: Table):
+    def __init__(self, lang: str, *tables: Table):
+        self.lang = lang
         self.table = {name: function for table in tables for name, function in table.items()}
 
     def call(self, request: Any) -> dict[str, Any]:
         """One call of a page: {"what": name, "args": {...}} -> the answer, or {"error": words}."""
+        with speaking(self.lang):
+            return self._answer(request)
+
+    def _answer(self, request: Any) -> dict[str, Any]:
         try:
             what = request.get("what") if isinstance(request, dict) else None
             if not isinstance(what, str) or what not in self.table:
@@ -38,7 +45,7 @@ class Api:
             args = request.get("args")
             return self.table[what](args if isinstance(args, dict) else {})
         except SwiftError as error:
-            return {"error": str(error)}
+            return {"error": error_said(error)}
         except Exception as error:  # a page must hear of any failure; the server's log has the whole of it
             log.exception("the page's call failed")
             return {"error": f"{type(error).__name__}: {error}"}

@@ -18,6 +18,7 @@ from swift.config.parse import convert, names_of, parse, read_config_file
 from swift.config.registry import COMMANDS, load
 from swift.errors import SwiftError, UsageError
 from swift.i18n import text
+from swift.i18n.said import error_said, said
 
 Fields = Mapping[str, Any]  # option name -> what stands in its field: text, True or False; absent or "": not given
 
@@ -214,7 +215,7 @@ def _together(command: str, fields: Fields) -> dict[str, str]:
 
             decide_sft(config, "model", None)
     except SwiftError as error:
-        return blame(str(error), fields, specs_of(command))
+        return blame(error_said(error), fields, specs_of(command))
     return {}
 
 
@@ -233,7 +234,7 @@ def blame(said: str, fields: Fields, specs: Mapping[str, Spec]) -> dict[str, str
 
 
 def _said(error: SwiftError) -> str:
-    return f"{error.what}" + (f"\n-> {error.fix}" if error.fix else "")
+    return said(error.what) + (f"\n-> {said(error.fix)}" if error.fix else "")
 
 
 # ---- YAML ----

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from swift.errors import UsageError
+from swift.i18n import language
 from swift.runs import disk_error, write_json
 from swift.web import supervise
 from swift.web.files import read_json, read_start
@@ -100,6 +101,7 @@ class Jobs:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd=record["cwd"],
+            env={**os.environ, "SWIFT_LANG": language()},
             start_new_session=True,
         )
         with self._lock:

@@ -73,7 +73,7 @@ def app(config: AppConfig) -> int:
     with listen(options) as listener, tempfile.TemporaryDirectory(prefix="swift-app-") as folder:
         chat = Chat(Path(folder), fixed=argv)
         try:
-            blocks = {lang: page.build_chat(Api(ChatApi(chat).table), lang, name) for lang in LANGUAGES}
+            blocks = {lang: page.build_chat(Api(lang, ChatApi(chat).table), lang, name) for lang in LANGUAGES}
             serve(guarded(mounted(blocks, chosen_language(options)), options), listener, options)
         finally:
             chat.close()
@@ -118,7 +118,7 @@ def chosen_language(options: WebOptions) -> str:
 def application(options: WebOptions, jobs: Jobs, runlist: RunList, chat: Chat) -> Any:
     """The ASGI application: /en/ and /zh/, / leads to the chosen one."""
     talk = ChatApi(chat).table
-    blocks = {lang: page.build(Api(Work(jobs, runlist, lang).table, talk), lang) for lang in LANGUAGES}
+    blocks = {lang: page.build(Api(lang, Work(jobs, runlist, lang).table, talk), lang) for lang in LANGUAGES}
     return guarded(mounted(blocks, chosen_language(options)), options)
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from swift.children import Child
 from swift.errors import SwiftError, UsageError
 from swift.hub import human_bytes
+from swift.i18n import language
 from swift.web import forms
 from swift.web.views import safe_report
 
@@ -30,7 +31,7 @@ def ask(argv: Sequence[str], seconds: float) -> tuple[int, str]:
     """The exit code and output of `swift ARGV`. SwiftError when it takes longer than `seconds`."""
     with tempfile.TemporaryDirectory(prefix="swift-ask-") as folder:
         log = Path(folder) / "output"
-        with Child([sys.executable, "-m", "swift", *argv], log, grace=1.0) as child:
+        with Child([sys.executable, "-m", "swift", *argv], log, {"SWIFT_LANG": language()}, grace=1.0) as child:
             try:
                 code = child.wait(seconds)
             except subprocess.TimeoutExpired:

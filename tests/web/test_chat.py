@@ -44,7 +44,7 @@ def chat(tmp_path, monkeypatch):
 
 def test_an_answer_grows_and_ends_like_the_endpoints(chat):
     with running(service(FakeEngine())) as address:
-        api = Api(ChatApi(chat).table)
+        api = Api("en", ChatApi(chat).table)
         spec = {"model": f"{address}/v1", "options": ""}
         assert api.call({"what": "chat_load", "args": {"spec": spec}})["state"] == "ready"
         asked = {"spec": spec, "messages": HELLO, "system": "", "sampling": {"max_new_tokens": "40"}}
