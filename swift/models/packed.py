@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from swift.models.adapted import AdaptedExperts
+
 BLOCK = 64  # weights that share a scale in 4 bits
 GROUP = 128  # at most so many in 8 bits
 aten = torch.ops.aten
@@ -123,6 +125,13 @@ class PackedExperts(torch.Tensor):
         first = () if isinstance(index, int) else tuple(index.shape)
         packing = replace(self.packing, shape=(*first, *self.packing.shape[-2:]))
         return PackedExperts(codes, scales, packing, self.turned)
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is torch.baddbmm and isinstance(args[0], cls) and kwargs.keys() <= {"alpha"}:  # peft's LoRA
+            return AdaptedExperts(*args, kwargs.get("alpha", 1))
+        return torch._C._disabled_torch_function_impl(function, types, args, kwargs)
 
     @classmethod
     def __torch_dispatch__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
