@@ -1,7 +1,7 @@
 """LoRA over packed experts without the experts in full: base and low-rank change stay apart until something computes.
 
 peft adds an adapter to fused experts [experts, rows, columns] as one tensor base + scaling * left @ right. Over experts
-in 8 or 4 bits this would hold all of a layer's experts unpacked, and autograd would keep them. An AdaptedExperts is that
+in 8 or 4 bits this would hold all of a layer's experts unpacked, and autograd would keep them. AdaptedExperts is that
 sum not yet taken. Picking one expert and transposing leave it so; a product x @ it is x @ base + scaling * (x @ left)
 @ right, for which one expert at a time is unpacked, and again in the backward pass. Other operations take the sum.
 """
