@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from swift.hub.resources import human_bytes
-from swift.models.bypass import bypassed, linear_by_another_name, odd_layers
+from swift.models.bypass import bypassed, cast_to, linear_by_another_name, odd_layers
 from swift.models.packed import BLOCK, PackedExperts, can_pack, fused_experts, pack
 from swift.models.plan import LoadPlan
 from swift.models.targets import routers
@@ -24,7 +24,8 @@ def bitsandbytes_config(plan: LoadPlan, skeleton: torch.nn.Module):
     from transformers.quantizers.base import get_keys_to_not_convert
 
     quant = plan.quant
-    kept = [*get_keys_to_not_convert(skeleton), *bypassed(skeleton), *odd_layers(skeleton), *routers(skeleton)]
+    kept = [*get_keys_to_not_convert(skeleton), *bypassed(skeleton), *cast_to(skeleton)]
+    kept += [*odd_layers(skeleton), *routers(skeleton)]
     if quant.quant_bits == 4 and plan.device.kind == "cpu":  # whose kernel reads rows that end within a block wrongly
         kept += [n for n, m in skeleton.named_modules() if isinstance(m, torch.nn.Linear) and m.in_features % BLOCK]
     if quant.quant_bits == 8:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 from functools import cache
 
@@ -33,6 +34,31 @@ def bypassed(model: nn.Module) -> tuple[str, ...]:
             if isinstance(layer, nn.Module) and _is_linear(layer):
                 found.append(f"{name}.{child}" if name else child)
     return tuple(dict.fromkeys(found))
+
+
+def cast_to(model: nn.Module) -> tuple[str, ...]:
+    """Full names of the linear layers of `model` to whose weight's dtype it casts what it gives them, without asking
+    whether those are integers: packed in 4 or 8 bits such a weight would round its inputs (HY-V4's indexer).
+    """
+    found = []
+    for name, module in model.named_modules():
+        for child in sorted(_cast_targets(type(module))):
+            if isinstance(getattr(module, child, None), nn.Linear):
+                found.append(f"{name}.{child}" if name else child)
+    return tuple(dict.fromkeys(found))
+
+
+def has_own_gradients(model: nn.Module) -> bool:
+    """Whether the model's own code has a function that runs the backward of layers itself (Reformer's reversible
+    ones): it is asked for gradients only when its input, not only a weight within, needs one.
+    """
+    own = inspect.getmodule(type(model))
+    functions = (
+        found
+        for found in vars(own).values()
+        if isinstance(found, type) and issubclass(found, torch.autograd.Function) and found.__module__ == own.__name__
+    )
+    return any(re.search(r"\.backward\w*\(", inspect.getsource(function.backward)) for function in functions)
 
 
 def odd_layers(model: nn.Module) -> tuple[str, ...]:
@@ -107,7 +133,27 @@ def _is_linear(layer: nn.Module) -> bool:
 @cache
 def _read_past(kind: type) -> frozenset[str]:
     """Names X of children with `self.X.weight` in a method of the class or of its bases, libraries' own excepted."""
+    return frozenset(name for method in _methods(kind) for name in _weights_of_children(method))
+
+
+@cache
+def _cast_targets(kind: type) -> frozenset[str]:
+    """Names X of children with `.to(self.X.weight.dtype)` in a method that doesn't ask for torch.int8."""
     names: set[str] = set()
+    for method in _methods(kind):
+        if "torch.int8" in ast.unparse(method):
+            continue
+        for call in ast.walk(method):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "to":
+                for value in (*call.args, *(word.value for word in call.keywords)):
+                    names |= set(re.findall(r"^self\.(\w+)\.weight\.dtype$", ast.unparse(value)))
+    return frozenset(names)
+
+
+@cache
+def _methods(kind: type) -> tuple[ast.FunctionDef, ...]:
+    """Of the class and of its bases, libraries' own and what only sets up excepted."""
+    found: list[ast.FunctionDef] = []
     for base in kind.__mro__:
         if base.__module__.startswith(NO_MODEL) and not base.__module__.startswith("transformers.models."):
             continue
@@ -115,10 +161,8 @@ def _read_past(kind: type) -> frozenset[str]:
             tree = ast.parse(textwrap.dedent(inspect.getsource(base)))
         except (OSError, TypeError, SyntaxError):
             continue
-        for method in ast.walk(tree):
-            if isinstance(method, ast.FunctionDef) and method.name not in SETUP:
-                names |= _weights_of_children(method)
-    return frozenset(names)
+        found += [one for one in ast.walk(tree) if isinstance(one, ast.FunctionDef) and one.name not in SETUP]
+    return tuple(found)
 
 
 def _weights_of_children(method: ast.FunctionDef) -> set[str]:

@@ -15,6 +15,7 @@ from torch import nn
 
 from swift.config.tuner import TunerOptions
 from swift.errors import TrainingError, UsageError
+from swift.models.bypass import has_own_gradients
 from swift.models.heads import classifies, keep_float32
 from swift.models.parts import Parts, find_parts
 from swift.models.quiet import quiet
@@ -65,6 +66,8 @@ def _lora(model, tuner: TunerOptions, new_token_ids: Sequence[int]):
     keep = tuner.lora_dtype in (None, "float32")
     with quiet():
         tuned = get_peft_model(model, config, autocast_adapter_dtype=keep)
+    if has_own_gradients(model):
+        model.enable_input_require_grads()
     if keep and classifies(model):
         keep_float32(tuned)
     if tuner.lora_dtype is not None:

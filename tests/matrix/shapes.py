@@ -15,7 +15,7 @@ _TEXT = (
     (
         HIDDEN,
         "hidden_size d_model n_embd dim embedding_size word_embed_proj_dim embed_dim dim_model lru_width "
-        "attention_hidden_size backbone_hidden_size conv_dim conv_dim_out hidden_dim model_dim",
+        "attention_hidden_size backbone_hidden_size conv_dim conv_dim_out hidden_dim model_dim hidden_size_global",
     ),
     (
         INNER,

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from swift.models.bypass import bypassed, linear_by_another_name, odd_layers
+from swift.models.bypass import bypassed, cast_to, has_own_gradients, linear_by_another_name, odd_layers
 
 
 class Grouped(nn.Linear):
@@ -74,3 +74,14 @@ def test_layers_of_another_shape_are_odd_and_renamed_ones_are_not():
         assert odd_layers(Model()) == ODD
     renamed = linear_by_another_name(model)
     assert renamed == [layer.renamed for layer in model.layers]
+
+
+def test_layers_to_whose_dtype_inputs_are_cast_stay_out_of_few_bits():
+    assert cast_to(Model()) == ("layers.0.typed", "layers.1.typed")
+
+
+def test_a_model_that_runs_the_backward_of_its_layers_itself_is_known():
+    from transformers import BloomForCausalLM, ReformerModelWithLMHead
+
+    assert has_own_gradients(ReformerModelWithLMHead.__new__(ReformerModelWithLMHead))
+    assert not has_own_gradients(BloomForCausalLM.__new__(BloomForCausalLM))
