@@ -11,13 +11,13 @@ import math
 import torch
 from transformers import TrainingArguments, get_scheduler
 from transformers.trainer_utils import SchedulerType
-from transformers.training_args import OptimizerNames
 
 from swift.compat.deepspeed_on_cpu import USE_IT, start_group
 from swift.config.commands import SftConfig
 from swift.errors import SwiftError, UsageError
 from swift.train.deepspeed_options import read_deepspeed
 from swift.train.fsdp_options import read_fsdp
+from swift.train.optimizers import projected
 
 SAME_NAME = (
     "num_train_epochs",
@@ -59,29 +59,15 @@ LOG_LEVELS = {"debug": "info", "info": "warning", "warning": "error", "error": "
 
 
 def check_schedule(config: SftConfig) -> None:
-    """UsageError for an unknown schedule or optimizer, or arguments that a schedule doesn't take."""
-    for name, known in (("lr_scheduler_type", SchedulerType), ("optim", OptimizerNames)):
-        value = config.value(name)
-        choices = [member.value for member in known]
-        if value not in choices:
-            raise UsageError(f"no such value: {value}", where=f"--{name}", fix=f"one of {', '.join(choices)}")
+    """UsageError for an unknown schedule, or arguments that it doesn't take."""
+    value, choices = config.training.lr_scheduler_type, [member.value for member in SchedulerType]
+    if value not in choices:
+        raise UsageError(f"no such value: {value}", where="--lr_scheduler_type", fix=f"one of {', '.join(choices)}")
     probe = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     try:
         get_scheduler(config.training.lr_scheduler_type, probe, 1, 10, config.training.lr_scheduler_kwargs)
     except (TypeError, ValueError) as error:
         raise UsageError(str(error), where="--lr_scheduler_kwargs", fix="see the schedules of transformers") from error
-
-
-def check_optimizer(args: TrainingArguments) -> None:
-    """UsageError for an optimizer that can't be made here: a missing package, arguments that it doesn't take."""
-    from transformers import Trainer
-
-    try:
-        Trainer.get_optimizer_cls_and_kwargs(args, torch.nn.Module())
-    except (ValueError, ImportError) as error:
-        raise UsageError(
-            str(error).strip().splitlines()[0], where=f"--optim {args.optim.value}", fix="--optim adamw_torch_fused"
-        ) from error
 
 
 def steps_in_run(config: SftConfig, rows: int, world_size: int) -> int:
@@ -119,6 +105,7 @@ def training_arguments(config: SftConfig, total_steps: int) -> TrainingArguments
             activation_checkpointing_kwargs=_checkpointing_kwargs(training.gradient_checkpointing_kwargs),
             data_seed=config.data.data_seed,
             per_device_eval_batch_size=evaluation.per_device_eval_batch_size,
+            optim_target_modules=projected(config),
             metric_for_best_model=evaluation.metric_for_best_model,
             greater_is_better=evaluation.greater_is_better,
             eval_on_start=evaluation.eval_on_start,

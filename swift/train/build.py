@@ -23,6 +23,7 @@ from swift.train.heads import HeadTrainer, Objective
 from swift.train.interrupt import Interrupt
 from swift.train.kept import Saving
 from swift.train.lean.path import FastPath
+from swift.train.profile import Profile
 from swift.train.trainer import SftTrainer
 from swift.train.weights import load_weights, save_weights
 
@@ -112,7 +113,9 @@ def _watchers(config: SftConfig, run_dir: Path) -> list[TrainerCallback]:
     """Who shows how the run goes."""
     quiet = config.logging.log_level in ("warning", "error")
     progress = Progress(plain=config.logging.disable_tqdm, quiet=quiet)
-    return [LogFile(runs.RunLog(run_dir / runs.LOG)), progress, *_reporters(config, run_dir)]
+    training = config.training
+    profile = [Profile(run_dir, training.profile_steps)] if training.profile else []
+    return [LogFile(runs.RunLog(run_dir / runs.LOG)), progress, *_reporters(config, run_dir), *profile]
 
 
 def _parameter_groups(

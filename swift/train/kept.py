@@ -54,8 +54,15 @@ class KeptTrainer(Trainer):
     def run_dir(self) -> Path:
         return Path(self.args.output_dir)
 
+    def weights_at_rest(self) -> None:
+        """The weights that an optimizer stands for, where those of its steps are others (schedule-free ones); the next
+        step takes them back."""
+        if self.optimizer is not None:
+            self.optimizer.eval()
+
     def _save_checkpoint(self, model, trial) -> None:
         began = time.monotonic()
+        self.weights_at_rest()
         step = self.state.global_step
         final = self.run_dir / checkpoints.name_of(step)
         if self.state.best_global_step == step:

@@ -65,8 +65,10 @@ def plan(setup: Setup) -> tuple[Setup, LoadPlan]:
     from swift.train import benchmarks
     from swift.train.arguments import check_schedule
     from swift.train.build import check_packages
+    from swift.train.optimizers import check_name
 
     check_schedule(config)
+    check_name(config)
     check_packages(config)
     benchmarks.check(config)
     return dataclasses.replace(setup, config=config), loading
@@ -145,9 +147,10 @@ def _train(setup: Setup, loading: LoadPlan, tokenizer: Any, examples: Examples) 
     from swift.models.load import load_model
     from swift.models.tuners import apply_tuner, trainable_summary
     from swift.train import benchmarks
-    from swift.train.arguments import check_optimizer, steps_in_run, training_arguments
+    from swift.train.arguments import steps_in_run, training_arguments
     from swift.train.distributed import may_leave_out
     from swift.train.loop import train_in_memory
+    from swift.train.optimizers import check_optimizer
 
     config = setup.config
     total = steps_in_run(config, len(examples.train), setup.world_size)

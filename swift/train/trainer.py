@@ -283,6 +283,7 @@ class SftTrainer(KeptTrainer):
         began = time.monotonic()
         training = self.model.training
         self.model.eval()
+        self.weights_at_rest()
         with random_state.untouched(), torch.no_grad():
             values = self._over_processes_sum(self._evaluation_sums())
         self.model.train(training)
