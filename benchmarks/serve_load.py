@@ -1,11 +1,11 @@
 """A server under unkind load: is every valid request answered, and is everything given back afterwards?
 
-    python benchmarks/serve_load.py --model DIR [--requests 1000] [--clients 200]
+    python benchmarks/serve_load.py --model DIR [--requests 1000] [--clients 200] [--rounds 3]
 
 Starts `swift deploy` with the model and lets `clients` openai clients send `requests` requests between them: a tenth
 is invalid, a fifth of the clients leave before they have their answer, half stream, answers have 1 to 512 tokens.
-/health is asked all the time. Exits non-zero when a valid request isn't answered, a wrong one is not a 400, /health
-fails, or something is still held at the end.
+/health is asked all the time; the memory after each round shows whether it grows or levels off. Exits non-zero when a
+valid request isn't answered, a wrong one is not a 400, /health fails, or something is still held at the end.
 """
 
 from __future__ import annotations
@@ -89,6 +89,7 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--clients", type=int, default=200)
     parser.add_argument("--longest", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=1)
     args = parser.parse_args()
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -103,20 +104,23 @@ def main() -> int:
             assert server.poll() is None, "the server ended"
             time.sleep(0.5)
         asyncio.run(load(url, argparse.Namespace(**{**vars(args), "requests": 40, "clients": 40})))  # warm
-        before = resident(server.pid)
+        memory, outcomes, health = [resident(server.pid)], Counter[str](), Counter[int]()
         began = time.monotonic()
-        outcomes, health = asyncio.run(load(url, args))
+        for _ in range(args.rounds):
+            for total, part in zip((outcomes, health), asyncio.run(load(url, args)), strict=True):
+                total.update(part)
+            time.sleep(3)
+            memory.append(resident(server.pid))
         seconds = time.monotonic() - began
-        time.sleep(3)
         held = httpx.get(f"{url}/health").json()
         metrics = dict(line.rsplit(" ", 1) for line in httpx.get(f"{url}/metrics").text.splitlines() if line[0] != "#")
-        after = resident(server.pid)
     finally:
         server.terminate()
         server.wait(60)
     kept = {name: metrics[f"swift_{name}"] for name in ("requests_active", "engine_kv_tokens")}
     print(f"{seconds:.0f} s; {dict(outcomes)}; /health {dict(health)}; {held}; {kept}")
-    print(f"resident memory {before:.0f} MB after 40 requests, {after:.0f} MB after {args.requests} more")
+    shown = ", ".join(f"{megabytes:.0f}" for megabytes in memory[1:])
+    print(f"resident memory {memory[0]:.0f} MB after 40 requests, then after each {args.requests}: {shown} MB")
     fine = set(outcomes) <= {"answered", "left", "invalid, told so"} and set(health) == {200}
     return 0 if fine and held["running"] == held["waiting"] == 0 and set(map(float, kept.values())) == {0.0} else 1
 

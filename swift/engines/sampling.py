@@ -6,6 +6,7 @@ is in the batch; the order and meaning of the filters are those of transformers'
 
 from __future__ import annotations
 
+import random
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from swift.engines.grammar import GrammarState
 from swift.engines.protocol import RequestError, Sampling
 
 MOST_LOGPROBS = 20  # alternatives per token, as in the OpenAI API
+MASK32, MASK64 = 2**32 - 1, 2**64 - 1
+GOLDEN32 = 0x9E3779B9 - 2**32
 TINY = torch.finfo(torch.float32).tiny
 NUCLEUS_FIRST_TRY = 1024  # a sort of the whole vocabulary is only needed when this many tokens don't hold top_p
 
@@ -102,7 +105,8 @@ def _first(*values: Any) -> Any:
 class Sampler:
     """One request's rule, its random numbers and the tokens it has seen (for the penalties).
 
-    `end_ids` are the tokens that `min_new_tokens` holds back; `grammar` says which tokens may come next.
+    `end_ids` are the tokens that `min_new_tokens` holds back; `grammar` says which tokens may come next. `seen` and
+    `counts`: the tokens that penalties are for, None without those penalties.
     """
 
     def __init__(
@@ -114,73 +118,33 @@ class Sampler:
         grammar: GrammarState | None = None,
     ):
         self.rule, self.seed, self._grammar = rule, seed, grammar
-        self._noise: torch.Generator | None = None
-        self._seen = set(prompt_ids) if rule.repetition_penalty != 1 else None
-        self._counts: Counter[int] | None = None
+        self._key = random.getrandbits(64) if seed is None else seed
+        self.seen: set[int] | None = set(prompt_ids) if rule.repetition_penalty != 1 else None
+        self.counts: Counter[int] | None = None
         if rule.presence_penalty or rule.frequency_penalty:
-            self._counts = Counter()
+            self.counts = Counter()
         self._end_ids, self._generated = sorted(end_ids), 0
 
     def see(self, token_id: int) -> None:
         self._generated += 1
         if self._grammar is not None:
             self._grammar.accept(token_id)
-        if self._seen is not None:
-            self._seen.add(token_id)
-        if self._counts is not None:
-            self._counts[token_id] += 1
+        if self.seen is not None:
+            self.seen.add(token_id)
+        if self.counts is not None:
+            self.counts[token_id] += 1
 
     @property
     def changes_logits(self) -> bool:
-        counting = self._seen is not None or self._counts is not None
+        counting = self.seen is not None or self.counts is not None
         holds_end = self._generated < self.rule.min_new_tokens
         return counting or holds_end or bool(self.rule.logit_bias) or self._grammar is not None
 
-    @property
-    def plain_greedy(self) -> bool:
-        return self.rule.temperature == 0 and not self.changes_logits
-
-    def choose(self, logits: torch.Tensor) -> int:
-        """logits: float32 [vocabulary] of this row; not changed."""
-        if self.changes_logits:
-            logits = self._changed(logits)
-        if self.rule.temperature == 0:
-            return int(logits.argmax())
-        scores = logits / self.rule.temperature
-        keys = scores - self._exponential(scores).log()
+    def change(self, logits: torch.Tensor) -> None:
+        """Apply what isn't a penalty to this row, float32 [vocabulary], in place: the bias, and -inf for end tokens
+        while the answer is too short and for what the grammar forbids.
+        """
         rule = self.rule
-        if rule.top_k or rule.top_p < 1 or rule.min_p:
-            kept = self._filtered(scores)
-            return int(kept[keys[kept].argmax()])
-        return int(keys.argmax())
-
-    def _exponential(self, scores: torch.Tensor) -> torch.Tensor:
-        """One random number per token of the vocabulary, for the Gumbel-max choice.
-
-        The largest of score + noise is a draw from the softmax; a rounding error in the scores changes it only where
-        two tokens are that close, whereas a running sum over the vocabulary carries every error into all later tokens.
-        """
-        if self._noise is None:
-            self._noise = torch.Generator(scores.device)
-            if self.seed is None:
-                self._noise.seed()
-            else:
-                self._noise.manual_seed(self.seed)
-        return torch.empty_like(scores).exponential_(generator=self._noise).clamp_min_(TINY)
-
-    def _changed(self, logits: torch.Tensor) -> torch.Tensor:
-        """A copy with penalties and bias applied; at -inf: end tokens while the answer is too short, and what the
-        grammar forbids.
-        """
-        logits, rule = logits.clone(), self.rule
-        if self._seen:
-            seen = torch.tensor(sorted(self._seen), device=logits.device)
-            values, penalty = logits[seen], rule.repetition_penalty
-            logits[seen] = torch.where(values < 0, values * penalty, values / penalty)
-        if self._counts:
-            ids = torch.tensor(list(self._counts), device=logits.device)
-            counts = torch.tensor(list(self._counts.values()), dtype=logits.dtype, device=logits.device)
-            logits[ids] -= rule.presence_penalty + rule.frequency_penalty * counts
         if rule.logit_bias:
             ids = torch.tensor(list(rule.logit_bias), device=logits.device)
             logits[ids] += torch.tensor(list(rule.logit_bias.values()), dtype=logits.dtype, device=logits.device)
@@ -188,50 +152,169 @@ class Sampler:
             logits[self._end_ids] = -torch.inf
         if self._grammar is not None:
             logits[~self._grammar.allowed(logits.device)] = -torch.inf
-        return logits
 
-    def _filtered(self, scores: torch.Tensor) -> torch.Tensor:
-        """The ids that top-k, top-p and min-p leave, as `generate` applies them: int64 [kept]."""
-        rule = self.rule
-        size = scores.shape[-1]
-        top, ids = torch.topk(scores, min(rule.top_k or NUCLEUS_FIRST_TRY, size))
-        if rule.top_k:
-            probabilities = top.softmax(-1)
-        else:
-            probabilities = (top - scores.logsumexp(-1)).exp()
-            if not self._enough(probabilities):
-                top, ids = torch.sort(scores, descending=True)
-                probabilities = top.softmax(-1)
-        keep = torch.ones_like(top, dtype=torch.bool)
-        if rule.top_p < 1:
-            keep &= probabilities.cumsum(-1) - probabilities < rule.top_p
-        if rule.min_p:
-            keep &= probabilities >= rule.min_p * probabilities[0]
-        keep[0] = True
-        return ids[keep]
+    def noise_keys(self) -> tuple[int, int]:
+        """Two int32 that are this request's alone for the token to come."""
+        mixed = _mix64(_mix64(self._key) + self._generated)
+        return (mixed & MASK32) - 2**31, (mixed >> 32) - 2**31
 
-    def _enough(self, probabilities: torch.Tensor) -> bool:
-        """Whether every token that the filters keep is among these likeliest ones."""
-        by_mass = self.rule.top_p < 1 and bool(probabilities.sum() >= self.rule.top_p)
-        by_ratio = self.rule.min_p > 0 and bool(probabilities[-1] < self.rule.min_p * probabilities[0])
-        return by_mass or by_ratio
+
+def _mix64(value: int) -> int:
+    """The finalizer of SplitMix64 (Steele, Lea and Flood 2014)."""
+    value = (value + 0x9E3779B97F4A7C15) & MASK64
+    value = ((value ^ (value >> 30)) * 0xBF58476D1CE4E5B9) & MASK64
+    value = ((value ^ (value >> 27)) * 0x94D049BB133111EB) & MASK64
+    return value ^ (value >> 31)
+
+
+def exponentials(ids: torch.Tensor, keys: Sequence[tuple[int, int]]) -> torch.Tensor:
+    """A random number of the exponential distribution, float32, for each token id of each row, int32 [rows, n]: a hash
+    of the row's keys and the id, so that it doesn't depend on where the id stands or on other rows.
+
+    The hash is lowbias32 (Wellons), twice with a key before each.
+    """
+    first, second = torch.tensor(keys, dtype=torch.int32, device=ids.device).T[:, :, None]
+    x = ids * GOLDEN32 + first
+    for key in (second, None):
+        x ^= (x >> 16) & 0xFFFF
+        x *= 0x7FEB352D
+        x ^= (x >> 15) & 0x1FFFF
+        x *= 0x846CA68B - 2**32
+        x ^= (x >> 16) & 0xFFFF
+        if key is not None:
+            x += key
+    uniform = x.float().add_(2.0**31 + 0.5).mul_(2.0**-32)
+    return uniform.neg_().log1p_().neg_().clamp_min_(TINY)
 
 
 def choose(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[TokenChoice | Exception]:
-    """One choice per row. logits: [rows, vocabulary]. A row whose choice fails gets its exception; the others their
-    token.
+    """One choice per row, computed side by side. logits: [rows, vocabulary], not changed. A row whose choice fails gets
+    its exception; the others their token.
     """
     logits = logits.float()
-    greedy = logits.argmax(-1).tolist()
-    choices: list[TokenChoice | Exception] = []
-    for row, sampler in enumerate(samplers):
+    found: list[TokenChoice | Exception] = []
+    for token_id, row, sampler in zip(_picked(logits, samplers), logits, samplers, strict=True):
+        if isinstance(token_id, Exception):
+            found.append(token_id)
+            continue
         try:
-            token_id = greedy[row] if sampler.plain_greedy else sampler.choose(logits[row])
+            choice = _with_logprobs(token_id, row, sampler.rule)
             sampler.see(token_id)
-            choices.append(_with_logprobs(token_id, logits[row], sampler.rule))
+            found.append(choice)
         except Exception as error:
-            choices.append(error)
-    return choices
+            found.append(error)
+    return found
+
+
+def _picked(logits: torch.Tensor, samplers: Sequence[Sampler]) -> Sequence[int | Exception]:
+    """The rows together; where that fails each by itself, so that only the one at fault fails."""
+    try:
+        return pick(logits, samplers)
+    except Exception as error:
+        if len(samplers) == 1:
+            return [error]
+    return [_picked(logits[row : row + 1], [sampler])[0] for row, sampler in enumerate(samplers)]
+
+
+def pick(logits: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
+    """The token of each row. logits: float32 [rows, vocabulary], not changed."""
+    changing = [row for row, sampler in enumerate(samplers) if sampler.changes_logits]
+    if changing:
+        logits = logits.clone()
+        _penalize(logits, samplers)
+        for row in changing:
+            samplers[row].change(logits[row])
+    tokens = logits.argmax(-1).tolist()
+    groups: dict[int, list[int]] = {}
+    for row, sampler in enumerate(samplers):
+        if sampler.rule.temperature > 0:
+            groups.setdefault(_width(sampler.rule, logits.shape[-1]), []).append(row)
+    for width, rows in groups.items():
+        chosen = [samplers[row] for row in rows]
+        warmth = torch.tensor([[s.rule.temperature] for s in chosen], device=logits.device)
+        scores = logits[rows] / warmth if len(rows) < len(samplers) else logits / warmth
+        drawn = _drawn_of_all(scores, chosen) if width == 0 else _drawn_of_likely(scores, chosen, width)
+        for row, token_id in zip(rows, drawn, strict=True):
+            tokens[row] = token_id
+    return tokens
+
+
+def _penalize(logits: torch.Tensor, samplers: Sequence[Sampler]) -> None:
+    """Apply the penalties of all rows in place."""
+    rows: list[int] = []
+    ids: list[int] = []
+    factors: list[float] = []
+    for row, sampler in enumerate(samplers):
+        if sampler.seen:
+            rows += [row] * len(sampler.seen)
+            ids += sampler.seen
+            factors += [sampler.rule.repetition_penalty] * len(sampler.seen)
+    if rows:
+        at = (torch.tensor(rows, device=logits.device), torch.tensor(ids, device=logits.device))
+        values, penalty = logits[at], torch.tensor(factors, device=logits.device)
+        logits[at] = torch.where(values < 0, values * penalty, values / penalty)
+    rows, ids, factors = [], [], []
+    for row, sampler in enumerate(samplers):
+        if sampler.counts:
+            rows += [row] * len(sampler.counts)
+            ids += sampler.counts
+            presence, frequency = sampler.rule.presence_penalty, sampler.rule.frequency_penalty
+            factors += [presence + frequency * count for count in sampler.counts.values()]
+    if rows:
+        at = (torch.tensor(rows, device=logits.device), torch.tensor(ids, device=logits.device))
+        logits[at] -= torch.tensor(factors, device=logits.device)
+
+
+def _width(rule: SamplingRule, vocabulary: int) -> int:
+    """How many likeliest tokens are looked at first; 0: all of them, no filter is on. A power of two, so that a row is
+    computed alike whatever the others ask.
+    """
+    if not (rule.top_k or rule.top_p < 1 or rule.min_p):
+        return 0
+    return min(1 << (rule.top_k - 1).bit_length() if rule.top_k else NUCLEUS_FIRST_TRY, vocabulary)
+
+
+def _drawn_of_all(scores: torch.Tensor, samplers: Sequence[Sampler]) -> list[int]:
+    """The largest of score + Gumbel noise is a draw from the softmax; a rounding error in the scores changes it only
+    where two tokens are that close, whereas a running sum over the vocabulary carries every error into all later ones.
+    """
+    ids = torch.arange(scores.shape[-1], dtype=torch.int32, device=scores.device).expand(scores.shape)
+    noise = exponentials(ids, [sampler.noise_keys() for sampler in samplers])
+    return (scores - noise.log_()).argmax(-1).tolist()
+
+
+def _drawn_of_likely(scores: torch.Tensor, samplers: Sequence[Sampler], width: int) -> list[int]:
+    """The same among the tokens that top-k, top-p and min-p leave, as `generate` applies them."""
+    rules = [sampler.rule for sampler in samplers]
+    vocabulary = scores.shape[-1]
+    top, ids = torch.topk(scores, width)
+    by_rank = any(rule.top_k for rule in rules)  # all of them, or none: see _width
+    if by_rank:
+        most = _column([min(rule.top_k, vocabulary) for rule in rules], scores)
+        top = top.masked_fill(torch.arange(width, device=scores.device) >= most, -torch.inf)
+        probabilities = top.softmax(-1)
+    else:
+        probabilities = (top - scores.logsumexp(-1, keepdim=True)).exp()
+    likely, least = _column([rule.top_p for rule in rules], scores), _column([rule.min_p for rule in rules], scores)
+    bound = least * probabilities[:, :1]
+    drawn: list[int | None] = [None] * len(rules)
+    if not by_rank and width < vocabulary:  # do these hold every token that the filters keep?
+        enough = ((likely < 1) & (probabilities.sum(-1, True) >= likely)) | (
+            (least > 0) & (probabilities[:, -1:] < bound)
+        )
+        for row in (~enough[:, 0]).nonzero()[:, 0].tolist():
+            drawn[row] = _drawn_of_likely(scores[row : row + 1], samplers[row : row + 1], vocabulary)[0]
+    keep = (probabilities.cumsum(-1) - probabilities < likely) | (likely >= 1)
+    keep &= probabilities >= bound
+    keep[:, 0] = True
+    noise = exponentials(ids.int(), [sampler.noise_keys() for sampler in samplers])
+    best = (top - noise.log_()).masked_fill(~keep, -torch.inf).argmax(-1, keepdim=True)
+    found = ids.gather(1, best)[:, 0].tolist()
+    return [token_id if other is None else other for token_id, other in zip(found, drawn, strict=True)]
+
+
+def _column(values: Sequence[float], like: torch.Tensor) -> torch.Tensor:
+    return torch.tensor(values, device=like.device)[:, None]
 
 
 def _with_logprobs(token_id: int, logits: torch.Tensor, rule: SamplingRule) -> TokenChoice:

@@ -89,8 +89,9 @@ class Scheduler:
             running = sum(not state.stream.ended for state in self._under_way)
             waiting, busy = len(self._waiting), bool(running or self._waiting or self._calls)
             silent = time.monotonic() - self._beat if busy else 0.0
+            live = self._stats.generated_tokens + sum(state.generated for state in self._live if not state.counted)
             found = replace(self._stats, running=running, waiting=waiting, kv_tokens=self._held, silent=silent)
-            return replace(found, alive=self._thread.is_alive())
+            return replace(found, generated_tokens=live, alive=self._thread.is_alive())
 
     def close(self) -> None:
         """Cancel everything and stop the thread."""
@@ -107,8 +108,11 @@ class Scheduler:
         padded = [state for batch in (*self._prefilling, *self._running) for state in batch.states]
         return padded + (self._ragged.states if self._ragged else [])
 
-    def _count(self, **more: int) -> None:
+    def _ended(self, state: GenerationState, outcome: str) -> None:
+        """Count it: until then `stats` sees its tokens in the state itself."""
+        more = {outcome: 1, **_tokens(state)}
         with self._changed:
+            state.counted = True
             self._stats = replace(self._stats, **{name: getattr(self._stats, name) + n for name, n in more.items()})
 
     # The rest runs in the engine's thread.
@@ -215,7 +219,7 @@ class Scheduler:
 
     def _finish_cancelled(self, state: GenerationState) -> None:
         state.finish_cancelled()
-        self._count(cancelled=1, **_tokens(state))
+        self._ended(state, "cancelled")
 
     def _cancel_all(self) -> None:
         with self._changed:
@@ -329,7 +333,7 @@ class Scheduler:
 
     def _fail(self, state: GenerationState, error: Exception) -> None:
         state.stream.fail(_explained(error))
-        self._count(failed=1, **_tokens(state))
+        self._ended(state, "failed")
 
     def _deal(self, states: list[GenerationState], logits: torch.Tensor) -> list[int]:
         """Choose each row's next token and give it to its reader; returns the rows that aren't complete."""
@@ -346,7 +350,7 @@ class Scheduler:
                 self._fail(state, error)
                 continue
             if complete:
-                self._count(finished=1, **_tokens(state))
+                self._ended(state, "finished")
             else:
                 staying.append(row)
         return staying
@@ -360,7 +364,7 @@ class Scheduler:
         except Exception as error:
             self._fail(state, error)
             return
-        self._count(finished=1, **_tokens(state))
+        self._ended(state, "finished")
 
 
 def _tokens(state: GenerationState) -> dict[str, int]:

@@ -49,6 +49,7 @@ class GenerationState:
         self.cached = 0  # tokens of the prompt that an earlier request had computed
         self.deaths = 0  # of the engine while this was under way
         self.cancelled = False
+        self.counted = False  # its tokens are in the engine's sums
         self.alone = num_beams > 1
         self._tokenizer = tokenizer
         self._detokenizer = Detokenizer(tokenizer, hidden_ids | end_ids)

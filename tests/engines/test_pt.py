@@ -388,3 +388,16 @@ def test_a_hanging_model_is_seen_in_the_stats(engine, monkeypatch):
     held.result(10)
     generate(engine, greedy([1], 1))
     assert engine.stats().silent < 0.1
+
+
+def test_tokens_are_counted_while_they_come_and_once(engine):
+    before = engine.stats().generated_tokens
+    with engine.submit(greedy([9, 8, 7], 40)) as deltas:
+        seen = [before]
+        for delta in deltas:
+            seen.append(engine.stats().generated_tokens)
+            if delta.finish_reason is None:
+                assert seen[-1] > before
+    assert seen == sorted(seen)
+    end = engine.stats()
+    assert end.generated_tokens - before == delta.usage.completion_tokens

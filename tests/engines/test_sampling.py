@@ -12,7 +12,7 @@ from transformers import (
 )
 
 from swift.engines.protocol import RequestError, Sampling
-from swift.engines.sampling import Sampler, SamplingRule, choose
+from swift.engines.sampling import Sampler, SamplingRule, choose, exponentials, pick
 
 VOCABULARY = 40
 
@@ -53,7 +53,7 @@ def test_the_distribution_is_that_of_generate(rule):
     expected = reference(scores.clone(), prompt, rule)
     counts = torch.zeros(VOCABULARY)
     for seed in range(draws):
-        counts[Sampler(rule, seed, prompt).choose(scores[0])] += 1
+        counts[pick(scores, [Sampler(rule, seed, prompt)])[0]] += 1
     assert counts[expected == 0].sum() == 0
     deviation = (counts / draws - expected).abs()
     assert (deviation <= 4.5 * (expected * (1 - expected) / draws).sqrt() + 1e-9).all()
@@ -66,7 +66,8 @@ def test_the_nucleus_is_exact_for_large_flat_vocabularies(size, top_p):
     kept = set(
         torch.nonzero(reference(scores.clone(), [0], SamplingRule(temperature=1.0, top_p=top_p))).flatten().tolist()
     )
-    drawn = {Sampler(SamplingRule(temperature=1.0, top_p=top_p), seed, [0]).choose(scores[0]) for seed in range(300)}
+    samplers = [Sampler(SamplingRule(temperature=1.0, top_p=top_p), seed, [0]) for seed in range(300)]
+    drawn = set(pick(scores.expand(300, -1), samplers))
     assert drawn <= kept
     assert len(drawn) > 50
 
@@ -83,6 +84,19 @@ def test_a_row_does_not_depend_on_the_rows_beside_it():
     alone = {i: run([i])[i] for i in range(len(rules))}
     assert run(list(range(len(rules)))) == alone
     assert run(list(reversed(range(len(rules))))) == alone
+
+
+def test_the_noise_is_exponential_and_independent_between_tokens_steps_and_seeds():
+    samplers = [Sampler(SamplingRule(temperature=1.0), seed, []) for seed in range(8)]
+    samplers[1].see(0)
+    ids = torch.arange(60_000, dtype=torch.int32).expand(8, -1)
+    noise = exponentials(ids, [sampler.noise_keys() for sampler in samplers]).double()
+    assert (noise.mean(1) - 1).abs().max() < 0.02 and (noise.var(1) - 1).abs().max() < 0.05
+    levels = torch.tensor([0.001, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999], dtype=torch.float64)
+    shares = (noise[:, :, None] < -torch.log1p(-levels)).double().mean(1)
+    assert ((shares - levels).abs() <= 5 * (levels * (1 - levels) / 60_000).sqrt()).all()
+    both = torch.corrcoef(torch.cat([noise, noise.roll(1, 1)]))
+    assert (both - torch.eye(16)).abs().max() < 0.02
 
 
 def test_temperature_zero_is_argmax_with_and_without_penalty():
@@ -106,7 +120,9 @@ def test_logprobs_are_of_the_model_not_of_the_filters():
 
 def test_one_broken_row_leaves_the_others_alone():
     class Broken(Sampler):
-        def choose(self, logits):
+        changes_logits = True
+
+        def change(self, logits):
             raise ValueError("broken")
 
     table = logits(5, 2)

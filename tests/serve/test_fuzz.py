@@ -10,7 +10,7 @@ from swift.serve.app import ROUTES
 from tests.serve.served import running, service
 from tests.serve.test_chat import TOOL, answer
 
-BODIES = [(path, params) for method, path, _, params, _ in ROUTES if params]
+BODIES = [(path, params) for method, path, _, params, _, _ in ROUTES if params]
 TEXT = st.sampled_from(["", "a", "user", "text", "call", "function", "auto", "tiny", "é", "\x00"])
 KEYS = st.sampled_from(["role", "content", "type", "text", "name", "function", "tool_calls", "id", "input", "format"])
 JSON = st.recursive(
@@ -25,6 +25,8 @@ VALID = {
     "max_tokens": 30,
     "tokens": [97],
     "tools": [TOOL],
+    "query": "call",
+    "documents": ["call", "a"],
 }
 
 
