@@ -32,12 +32,16 @@ METHODS = {
     "bnb 4 (nf4)": ["--quant_method", "bnb", "--quant_bits", "4"],
     "gguf F16": ["--quant_method", "gguf", "--gguf_type", "F16"],
     "gguf Q8_0": ["--quant_method", "gguf", "--gguf_type", "Q8_0"],
+    "gguf Q4_K_M": ["--quant_method", "gguf", "--gguf_type", "Q4_K_M"],
     "gguf Q5_1": ["--quant_method", "gguf", "--gguf_type", "Q5_1"],
     "gguf Q4_1": ["--quant_method", "gguf", "--gguf_type", "Q4_1"],
     "gguf Q4_0": ["--quant_method", "gguf", "--gguf_type", "Q4_0"],
+    "gguf Q4_1 rows": ["--quant_method", "gguf", "--gguf_type", "Q4_1"],
+    "gguf Q4_0 rows": ["--quant_method", "gguf", "--gguf_type", "Q4_0"],
     "gptq 8": ["--quant_method", "gptq", "--quant_bits", "8", "--group_size", "64"],
     "gptq 4": ["--quant_method", "gptq", "--group_size", "64"],
     "awq 4": ["--quant_method", "awq", "--group_size", "64"],
+    "awq 4 search": ["--quant_method", "awq", "--group_size", "64", "--quant_search", "true"],
 }
 CALIBRATION = ["--quant_n_samples", "32", "--max_length", "256"]
 
@@ -80,7 +84,8 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "out"
             words = METHODS[name] or ["--quant_method", name]
-            rows = ["--dataset", options.rows, *CALIBRATION] if name.split()[0] in ("awq", "gptq") else []
+            calibrated = name.split()[0] in ("awq", "gptq") or name.endswith("rows")
+            rows = ["--dataset", options.rows, *CALIBRATION] if calibrated else []
             start = time.process_time()
             code = swift(["export", "--model", options.model, *words, *rows, "--output_dir", str(out)])
             if code:

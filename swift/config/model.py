@@ -50,7 +50,7 @@ class QuantizationOptions:
     quant_method: str | None = option(
         choices=("bnb", "hqq", "eetq", "quanto", "fp8", "awq", "gptq", "gptq_v2", "torchao", "gguf")
     )
-    quant_bits: int | None = option(choices=(2, 3, 4, 5, 8, 16, 32), aliases=("quantization_bit",))
+    quant_bits: int | None = option(choices=(2, 3, 4, 5, 6, 8, 16, 32), aliases=("quantization_bit",))
     bnb_4bit_compute_dtype: str | None = option(
         choices=DTYPES, values={"bf16": "bfloat16", "fp16": "float16", "fp32": "float32"}
     )

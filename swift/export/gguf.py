@@ -8,10 +8,10 @@ architecture, a tokenizer, a scaling of positions, a pattern of layers that llam
 
 from __future__ import annotations
 
-import json
+import logging
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +20,14 @@ import numpy as np
 import torch
 from gguf import GGMLQuantizationType as Type
 
-from swift.errors import ExportError, UsageError
+from swift.errors import UsageError
+from swift.export.gguf_blocks import FORMS
+from swift.export.gguf_tensors import MIXED, PLAIN, Entry, Packed, entries, file_type, namer, type_of
 from swift.export.gguf_tokens import Vocabulary, first_ids, read_vocabulary
+from swift.export.layerwise import Recipe
 from swift.export.quantize import QuantJob, check_shares
+
+log = logging.getLogger("swift")
 
 BLOCK = 32  # values that share a scale in every type written here
 
@@ -30,22 +35,28 @@ BLOCK = 32  # values that share a scale in every type written here
 @dataclass(frozen=True)
 class Architecture:
     """`name` in GGUF; `permuted`: rows of q and k are interleaved; `shifted`: norms are stored as weight + 1; `every`:
-    the n-th layer looks at everything, the others at a window (0: all do).
+    the n-th layer looks at everything, the others at a window (0: all do); `tied`: the head is the embeddings.
     """
 
     name: str
     permuted: bool = False
     shifted: bool = False
     every: int = 0
+    tied: bool = False
 
 
 ARCHITECTURES = {
     "LlamaForCausalLM": Architecture("llama", permuted=True),
     "MistralForCausalLM": Architecture("llama", permuted=True),
+    "MixtralForCausalLM": Architecture("llama", permuted=True),
+    "SmolLM3ForCausalLM": Architecture("smollm3", permuted=True),
     "Qwen2ForCausalLM": Architecture("qwen2"),
     "Qwen3ForCausalLM": Architecture("qwen3"),
-    "Gemma2ForCausalLM": Architecture("gemma2", shifted=True, every=2),
-    "Gemma3ForCausalLM": Architecture("gemma3", shifted=True, every=6),
+    "Qwen3MoeForCausalLM": Architecture("qwen3moe"),
+    "Phi3ForCausalLM": Architecture("phi3"),
+    "GemmaForCausalLM": Architecture("gemma", shifted=True, tied=True),
+    "Gemma2ForCausalLM": Architecture("gemma2", shifted=True, every=2, tied=True),
+    "Gemma3ForCausalLM": Architecture("gemma3", shifted=True, every=6, tied=True),
 }
 
 
@@ -54,6 +65,10 @@ def check_source(directory: Path, config: Mapping[str, Any], adapters: Sequence[
     saved with an adapter is the one that the merged model will have.
     """
     name = (config.get("architectures") or ["?"])[0]
+    if "vision_config" in config or "audio_config" in config:
+        fix = "llama.cpp's convert_hf_to_gguf.py, also with --mmproj; or --quant_method awq, gptq, bnb or fp8"
+        what = f"{name} takes more than text: its encoder belongs into a second file (mmproj), which isn't written here"
+        raise UsageError(what, where="--quant_method gguf", fix=fix)
     if name not in ARCHITECTURES:
         known = ", ".join(sorted(key.removesuffix("ForCausalLM") for key in ARCHITECTURES))
         what = f"{name} can't be written as GGUF here ({known} can)"
@@ -65,6 +80,9 @@ def check_source(directory: Path, config: Mapping[str, Any], adapters: Sequence[
     reason = _unlike(values, ARCHITECTURES[name])
     if reason:
         raise UsageError(f"llama.cpp would run this model differently: {reason}", where=str(directory / "config.json"))
+    window = getattr(values, "sliding_window", None)
+    if window and not ARCHITECTURES[name].every and window < values.max_position_embeddings:
+        log.warning("llama.cpp has no sliding window for this model: answers differ behind %d tokens", window)
     homes = [path for path in adapters if (path / "tokenizer_config.json").is_file()]
     tokenizer = load_tokenizer(homes[-1] if homes else directory)
     read_vocabulary(tokenizer, max(values.vocab_size, len(tokenizer)))
@@ -72,7 +90,7 @@ def check_source(directory: Path, config: Mapping[str, Any], adapters: Sequence[
 
 def _unlike(config: Any, arch: Architecture) -> str | None:
     """What of this config llama.cpp has no setting for."""
-    rope = _rope(config)
+    rope = rope_of(config)
     if rope["rope_type"] not in ("default", "linear", "llama3", "yarn"):
         return f"rope_type is {rope['rope_type']}"
     types = list(getattr(config, "layer_types", None) or ())
@@ -88,8 +106,26 @@ def _unlike(config: Any, arch: Architecture) -> str | None:
             return f"query_pre_attn_scalar is {config.query_pre_attn_scalar}, not the head's size"
     elif "sliding_attention" in types:
         return "it has layers with a sliding window"
+    if arch.tied and not config.tie_word_embeddings:
+        return "its head isn't its embeddings"
     if getattr(config, "mlp_bias", False):
         return "its feed-forward layers have biases"
+    return _unlike_experts(config) or _unlike_positions(config)
+
+
+def _unlike_experts(config: Any) -> str | None:
+    if not getattr(config, "norm_topk_prob", True):
+        return "the weights of its experts don't add up to 1 (norm_topk_prob)"
+    if getattr(config, "mlp_only_layers", None) or getattr(config, "decoder_sparse_step", 1) != 1:
+        return "not every layer has experts"
+    return None
+
+
+def _unlike_positions(config: Any) -> str | None:
+    """SmolLM3: every fourth layer knows no positions."""
+    given = getattr(config, "no_rope_layers", None)
+    if given is not None and list(given) != [int((i + 1) % 4 != 0) for i in range(config.num_hidden_layers)]:
+        return "not every fourth layer is without positions"
     return None
 
 
@@ -97,37 +133,45 @@ def head_size(config: Any) -> int:
     return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
 
 
-def _rope(config: Any) -> dict[str, Any]:
+def rope_of(config: Any) -> dict[str, Any]:
     """The positions' parameters; those of layers that see everything where kinds of layers have their own."""
     rope = dict(config.rope_parameters)
     return {"rope_type": "default", **rope.get("full_attention", rope)}
 
 
 def write(job: QuantJob, model: Any, staging: Path) -> float:
-    """Write the GGUF file into `staging`; the share of the weights stored in the chosen type."""
+    """Write the GGUF file into `staging`; the share of the weights stored in the chosen type. Uses up `model`."""
     staging.mkdir(parents=True)
-    kind = Type[job.config.export.gguf_type]
+    wanted, layers = job.config.export.gguf_type, model.config.num_hidden_layers
     arch = ARCHITECTURES[type(model).__name__]
-    file = staging / file_name(job.config.export.output_dir, kind.name)
+    name_of = namer(arch.name, layers)
+    if job.rows.samples is None:
+        state = state_of(model)
+    else:
+        state = calibrated(job, model, lambda name, shape: type_of(name_of(name), shape, wanted, layers))
+    plan = list(entries(state, name_of, changes(model.config, arch), wanted, layers))
+    factors = _rope_factors(model.config)
+    if factors is not None:
+        plan.append(Entry("rope_freqs.weight", (factors,), Type.F32))
+    file = staging / file_name(job.config.export.output_dir, wanted)
     out = gguf.GGUFWriter(file, arch.name)
-    _metadata(out, job, model, kind)
+    _metadata(out, job, model)
     _tokenizer(out, job, model)
-    plan = [(name, tensor, _type_of(name, tensor, kind)) for name, tensor in tensors_of(model, arch)]
-    for name, tensor, stored in plan:
-        shape = gguf.quant_shape_to_byte_shape(tensor.shape, stored) if _packed(stored) else tuple(tensor.shape)
-        size = int(np.prod(shape)) * (1 if _packed(stored) else 4 if stored == Type.F32 else 2)
-        out.add_tensor_info(name, shape, np.dtype(np.uint8 if _packed(stored) else np.float32), size, stored)
+    for entry in plan:
+        of = np.dtype({Type.F32: np.float32, Type.F16: np.float32, Type.BF16: np.float32}.get(entry.kind, np.uint8))
+        width = {Type.F32: 4, Type.F16: 2, Type.BF16: 2}.get(entry.kind, 1)
+        out.add_tensor_info(entry.name, entry.stored_shape, of, int(np.prod(entry.stored_shape)) * width, entry.kind)
     out.write_header_to_file()
     out.write_kv_data_to_file()
     out.write_ti_data_to_file()
-    for name, tensor, stored in plan:
-        out.write_tensor_data(_encode(name, tensor, stored))
+    for entry in plan:
+        out.write_tensor_data(entry.bytes())
     out.close()
     if job.config.export.to_ollama:
         _write_modelfile(job, model, file)
-    done = sum(tensor.numel() for _, tensor, stored in plan if stored == kind)
-    total = sum(tensor.numel() for _, tensor, _ in plan)
-    return check_shares(done, total, f"no row of its matrices is a multiple of {BLOCK} values")
+    whole = wanted in [kind.name for kind in PLAIN]
+    done = sum(entry.size for entry in plan if (entry.kind.name == wanted if whole else entry.in_few_bits))
+    return check_shares(done, sum(entry.size for entry in plan), f"no row of its matrices is a multiple of {BLOCK}")
 
 
 def _write_modelfile(job: QuantJob, model: Any, file: Path) -> None:
@@ -145,27 +189,61 @@ def file_name(output_dir: str, kind: str) -> str:
     )
 
 
-def tensors_of(model: Any, arch: Architecture) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name in GGUF, tensor as llama.cpp wants it) of everything the model holds."""
+def state_of(model: Any, without: str | None = None) -> dict[str, torch.Tensor]:
+    """The model's weights by their names in the checkpoint, experts one by one, tied ones once; those below `without`
+    left out.
+    """
     from transformers.core_model_loading import revert_weight_conversion
     from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
-    state = revert_weight_conversion(model, remove_tied_weights_from_state_dict(model.state_dict(), model))
-    enum = next(key for key, value in gguf.MODEL_ARCH_NAMES.items() if value == arch.name)
-    names = gguf.get_tensor_name_map(enum, model.config.num_hidden_layers)
-    heads, kv = model.config.num_attention_heads, model.config.num_key_value_heads
-    for name, tensor in state.items():
-        found = names.get_name(name, try_suffixes=(".weight", ".bias"))
-        if found is None:
-            raise ExportError(f"GGUF has no place for the tensor {name}", where="--quant_method gguf")
-        if arch.permuted and (part := re.search(r"\.(q|k)_proj\.", name)):
-            tensor = interleave(tensor, heads if part[1] == "q" else kv)
-        if arch.shifted and name.endswith("norm.weight"):
-            tensor = tensor.float() + 1
-        yield found, tensor
-    factors = _rope_factors(model.config)
-    if factors is not None:
-        yield "rope_freqs.weight", factors
+    state = {n: t for n, t in model.state_dict().items() if without is None or not n.startswith(f"{without}.")}
+    return revert_weight_conversion(model, remove_tied_weights_from_state_dict(state, model))
+
+
+def calibrated(job: QuantJob, model: Any, kind_of: Callable[[str, tuple[int, ...]], Type]) -> dict[str, Any]:
+    """`state_of(model)` with the layers' matrices scaled and rounded for the calibration rows (AWQ; with
+    --quant_search GPTQ's rounding too), as Packed. Moves the layers of `model` away.
+    """
+    from safetensors.torch import load_file
+
+    from swift.export.integers import layer_files, matrices_of
+    from swift.export.layers import find_layers
+
+    wanted, search = job.config.export.gguf_type, job.config.export.quant_search
+    form = FORMS[MIXED[wanted][0] if wanted in MIXED else Type[wanted]]
+    recipe = Recipe("gguf", form.bits, form.group, False, True, search, damping=0.1, source_inputs=not search)
+    row = find_layers(model)
+    inputs = matrices_of(model, row)
+    shapes = {name: tuple(p.shape) for name, p in state_of(model).items() if name.startswith(f"{row.name}.")}
+    kinds = {name: kind_of(name, shape) for name, shape in shapes.items()}
+    fitting = {name for name, size in inputs.items() if size % BLOCK == 0}
+    log.info("%s, calibrating on %d samples of %d tokens", wanted, *job.rows.samples.shape)
+    files = layer_files(job, model, row, recipe, fitting, torch.float32, lambda name, shape: kinds[name])
+    state: dict[str, Any] = dict(state_of(model, without=row.name))
+    for file in files:
+        for name, tensor in load_file(file).items():
+            stem, _, part = name.rpartition(".")
+            if part in Type.__members__:
+                state[f"{stem}.weight"] = Packed(tensor, Type[part], shapes[f"{stem}.weight"])
+            else:
+                state[name] = tensor
+    return state
+
+
+def changes(config: Any, arch: Architecture) -> Callable[[str, Any], Any]:
+    """A function that gives a weight, by its name in the checkpoint, the form that llama.cpp wants."""
+    heads, kv = config.num_attention_heads, config.num_key_value_heads
+
+    def change(name: str, tensor: Any) -> Any:
+        part = re.search(r"\.(q|k)_proj\.", name)
+        if arch.permuted and part:
+            count = heads if part[1] == "q" else kv
+            if isinstance(tensor, Packed):
+                return replace(tensor, data=interleave(tensor.data, count))
+            return interleave(tensor, count)
+        return tensor.float() + 1 if arch.shifted and name.endswith("norm.weight") else tensor
+
+    return change
 
 
 def interleave(rows: torch.Tensor, heads: int) -> torch.Tensor:
@@ -178,7 +256,7 @@ def interleave(rows: torch.Tensor, heads: int) -> torch.Tensor:
 
 def _rope_factors(config: Any) -> torch.Tensor | None:
     """What llama.cpp divides the frequencies by, for Llama 3's scaling."""
-    rope = _rope(config)
+    rope = rope_of(config)
     if rope["rope_type"] != "llama3":
         return None
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -189,40 +267,12 @@ def _rope_factors(config: Any) -> torch.Tensor | None:
     return plain / scaled.float()
 
 
-def _type_of(name: str, tensor: torch.Tensor, kind: Type) -> Type:
-    """Vectors stay float32; embeddings and head get at least 8 bits; rows that blocks don't fit stay 16-bit."""
-    if tensor.ndim == 1:
-        return Type.F32
-    if not _packed(kind):
-        return kind
-    if tensor.shape[-1] % BLOCK:
-        return Type.F16
-    return Type.Q8_0 if name in ("token_embd.weight", "output.weight") else kind
-
-
-def _packed(kind: Type) -> bool:
-    return kind not in (Type.F32, Type.F16, Type.BF16)
-
-
-def _encode(name: str, tensor: torch.Tensor, kind: Type) -> np.ndarray:
-    plain = tensor.detach().cpu()
-    if kind == Type.BF16:
-        return plain.bfloat16().contiguous().view(torch.int16).numpy()
-    values = plain.float().contiguous().numpy()
-    if not np.isfinite(values).all():
-        raise ExportError(f"{name} holds values that are not finite", where="--model")
-    if kind == Type.F16 and np.abs(values).max(initial=0) > 65504:
-        raise ExportError(f"{name} holds values too large for F16", where="--gguf_type", fix="--gguf_type BF16")
-    return gguf.quantize(values, kind)
-
-
-def _metadata(out: gguf.GGUFWriter, job: QuantJob, model: Any, kind: Type) -> None:
+def _metadata(out: gguf.GGUFWriter, job: QuantJob, model: Any) -> None:
     config = model.config
     out.add_type("model")
     out.add_name(Path(job.config.export.output_dir).name)
     out.add_quantization_version(gguf.GGML_QUANT_VERSION)
-    plain = {Type.F32: "ALL_F32", Type.BF16: "MOSTLY_BF16"}
-    out.add_file_type(gguf.LlamaFileType[plain.get(kind, f"MOSTLY_{kind.name}")])
+    out.add_file_type(file_type(job.config.export.gguf_type))
     out.add_context_length(config.max_position_embeddings)
     out.add_embedding_length(config.hidden_size)
     out.add_block_count(config.num_hidden_layers)
@@ -231,10 +281,14 @@ def _metadata(out: gguf.GGUFWriter, job: QuantJob, model: Any, kind: Type) -> No
     out.add_head_count_kv(config.num_key_value_heads)
     out.add_key_length(head_size(config))
     out.add_value_length(head_size(config))
-    out.add_rope_dimension_count(head_size(config))
+    out.add_rope_dimension_count(int(head_size(config) * rope_of(config).get("partial_rotary_factor", 1.0)))
     out.add_layer_norm_rms_eps(config.rms_norm_eps)
     out.add_vocab_size(config.vocab_size)
     _positions(out, config)
+    _experts(out, config)
+    if type(model).__name__ == "Phi3ForCausalLM":  # llama.cpp asks for both
+        out.add_sliding_window(config.sliding_window or 0)
+        out.add_rope_scaling_orig_ctx_len(config.original_max_position_embeddings)
     if ARCHITECTURES[type(model).__name__].every:
         out.add_sliding_window(config.sliding_window)
         if getattr(config, "attn_logit_softcapping", None):
@@ -243,8 +297,17 @@ def _metadata(out: gguf.GGUFWriter, job: QuantJob, model: Any, kind: Type) -> No
             out.add_final_logit_softcapping(config.final_logit_softcapping)
 
 
+def _experts(out: gguf.GGUFWriter, config: Any) -> None:
+    count = getattr(config, "num_experts", None) or getattr(config, "num_local_experts", None)
+    if count:
+        out.add_expert_count(count)
+        out.add_expert_used_count(config.num_experts_per_tok)
+    if getattr(config, "moe_intermediate_size", None):
+        out.add_expert_feed_forward_length(config.moe_intermediate_size)
+
+
 def _positions(out: gguf.GGUFWriter, config: Any) -> None:
-    rope = _rope(config)
+    rope = rope_of(config)
     out.add_rope_freq_base(rope["rope_theta"])
     if rope["rope_type"] in ("linear", "yarn"):
         out.add_rope_scaling_type(gguf.RopeScalingType(rope["rope_type"]))
@@ -289,33 +352,3 @@ def end_ids(tokenizer: Any, model: Any) -> list[int]:
     stated = model.generation_config.eos_token_id
     ends = [tokenizer.eos_token_id, *(stated if isinstance(stated, list) else [stated])]
     return list(dict.fromkeys(end for end in ends if end is not None))
-
-
-def reload(job: QuantJob, directory: Path) -> Any:
-    """The written file as transformers reads it, in the source's dtype. What its reader doesn't take from the file
-    (Llama 3's scaling, the patterns of Gemma's layers) comes from the source's config.json.
-    """
-    from transformers import AutoConfig, AutoModelForCausalLM, GgufConfig
-    from transformers.integrations.ggml import GGUF_CONFIG_MAPPING
-
-    from swift.compat.gguf_reading import fast_gguf_reading
-    from swift.models.load import check_loading_info, load_config
-    from swift.models.quiet import quiet
-
-    path = next(directory.glob("*.gguf"))
-    source = load_config(job.base)
-    with fast_gguf_reading(), quiet():
-        config = AutoConfig.from_pretrained(directory, gguf_file=path.name)
-        arch = ARCHITECTURES[json.loads((job.base / "config.json").read_text(encoding="utf-8"))["architectures"][0]]
-        read = {*GGUF_CONFIG_MAPPING[arch.name].values(), "model_type", "architectures", "transformers_version"}
-        for name, value in source.to_diff_dict().items():
-            if name not in read and name != "rope_parameters" and name in config.to_dict():
-                setattr(config, name, value)
-        if _rope(source)["rope_type"] != "default" or arch.every:
-            config.rope_parameters = source.rope_parameters
-        model, info = AutoModelForCausalLM.from_pretrained(
-            directory, gguf_file=path.name, config=config, local_files_only=True, output_loading_info=True,
-            quantization_config=GgufConfig(dequantize=True), dtype=getattr(torch, job.plan.dtype),
-        )  # fmt: skip
-    check_loading_info(path, info)
-    return model.to(job.plan.device.torch_name).eval()

@@ -5,18 +5,25 @@ from __future__ import annotations
 from swift.config.commands import ExportConfig
 from swift.errors import UsageError
 
-# type -> bits; the first of a width is its default
-TYPES = {"F32": 32, "F16": 16, "BF16": 16, "Q8_0": 8, "Q5_1": 5, "Q5_0": 5, "Q4_0": 4, "Q4_1": 4}
-KQUANTS = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L", "Q4_K_S", "Q4_K_M", "Q5_K_S", "Q5_K_M", "Q6_K")
-_INSTEAD = {"Q2": "Q4_0", "Q3": "Q4_0", "Q4": "Q4_1", "Q5": "Q5_1", "Q6": "Q8_0"}
+# the first of a width is its default
+BITS = {
+    32: ("F32",),
+    16: ("F16", "BF16"),
+    8: ("Q8_0",),
+    6: ("Q6_K",),
+    5: ("Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0"),
+    4: ("Q4_K_M", "Q4_K_S", "Q4_1", "Q4_0"),
+}
+TYPES = {name: bits for bits, names in BITS.items() for name in names}
+BEYOND = ("Q2_K", "Q3_K_S", "Q3_K_M", "Q3_K_L")  # of llama.cpp's own quantizer only
+SEARCHED = tuple(name for name, bits in TYPES.items() if bits <= 6)  # rows help to write them
 
 
 def decide_type(config: ExportConfig) -> ExportConfig:
     """--gguf_type and --quant_bits, each from the other; UsageError for what isn't written here."""
     kind, bits = config.export.gguf_type, config.quantization.quant_bits
-    if kind in KQUANTS:
-        near = _INSTEAD[kind[:2]]
-        fix = f"--gguf_type {near}; or --gguf_type F16, then llama.cpp's own: llama-quantize F16.gguf OUT.gguf {kind}"
+    if kind in BEYOND:
+        fix = f"--gguf_type Q4_K_S; or --gguf_type F16, then llama.cpp's own: llama-quantize F16.gguf OUT.gguf {kind}"
         raise UsageError(f"{kind} is written by llama.cpp only", where="--gguf_type", fix=fix)
     if kind is not None:
         if bits is not None and bits != TYPES[kind]:
@@ -25,8 +32,7 @@ def decide_type(config: ExportConfig) -> ExportConfig:
             )
         return config.decide(f"{kind} has", quant_bits=TYPES[kind])
     bits = bits or 8
-    fitting = [name for name, width in TYPES.items() if width == bits]
-    if not fitting:
-        have = ", ".join(str(width) for width in sorted(set(TYPES.values())))
+    if bits not in BITS:
+        have = ", ".join(map(str, sorted(BITS)))
         raise UsageError(f"gguf has no {bits} bits", where="--quant_bits", fix=f"--quant_bits {have}")
-    return config.decide(f"the usual with {bits} bits", quant_bits=bits, gguf_type=fitting[0])
+    return config.decide(f"the usual with {bits} bits", quant_bits=bits, gguf_type=BITS[bits][0])

@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import logging
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+from gguf import GGMLQuantizationType as Type
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -77,8 +79,28 @@ def write(job: QuantJob, model: Any, staging: Path) -> float:
     recipe, row = recipe_of(job), find_layers(model)
     total = sum(p.numel() for p in model.parameters())
     allowed = {name for name, size in matrices_of(model, row).items() if size % recipe.group == 0}
-    wanted_in = _within(row, allowed)
-    names = hub_names(model, row)
+    count, tokens = job.rows.samples.shape
+    log.info("%s, groups of %d, calibrating on %d samples of %d tokens", job.method, recipe.group, count, tokens)
+    files = layer_files(job, model, row, recipe, allowed, stored_dtype(job))
+    staging.mkdir(parents=True)
+    copy_companions(job.base, staging)
+    packed, kept = _assemble(job, model, row, files, staging)
+    _write_config(job, recipe, kept, staging)
+    return check_shares(packed, total, "no layer's sizes fit the layout")
+
+
+def layer_files(
+    job: QuantJob,
+    model: Any,
+    row: Row,
+    recipe: Recipe,
+    allowed: set[str],
+    dtype: torch.dtype,
+    kind_of: Callable[[str, tuple[int, ...]], Type] | None = None,
+) -> list[Path]:
+    """The files of the quantized layers, those of a run that was cut among them. `allowed`: the matrices to round;
+    `dtype`: of the others. Moves the layers of `model` away.
+    """
     done = open_work(job.work, _facts(job, recipe))
     if done:
         log.info("going on behind layer %d of a run that was cut", done)
@@ -88,20 +110,14 @@ def write(job: QuantJob, model: Any, staging: Path) -> float:
         row=row,
         samples=job.rows.samples,
         recipe=recipe,
-        wanted=wanted_in,
-        hub_names=names,
+        wanted=_within(row, allowed),
+        hub_names=hub_names(model, row),
         work=job.work,
         device=torch.device(job.plan.device.torch_name),
-        dtype=stored_dtype(job),
+        dtype=dtype,
+        kind_of=kind_of,
     )
-    count, tokens = job.rows.samples.shape
-    log.info("%s, groups of %d, calibrating on %d samples of %d tokens", job.method, recipe.group, count, tokens)
-    files = quantize_layers(layer_job, lambda at, of: log.info(clock.line(at, of)) if at > done else None)
-    staging.mkdir(parents=True)
-    copy_companions(job.base, staging)
-    packed, kept = _assemble(job, model, row, files, staging)
-    _write_config(job, recipe, kept, staging)
-    return check_shares(packed, total, "no layer's sizes fit the layout")
+    return quantize_layers(layer_job, lambda at, of: log.info(clock.line(at, of)) if at > done else None)
 
 
 def _within(row: Row, allowed: set[str]):
@@ -122,7 +138,8 @@ def _facts(job: QuantJob, recipe: Recipe) -> dict[str, Any]:
     """What a cut run must have in common with this one for its layers to be taken."""
     weights = [[file.name, file.stat().st_size, file.stat().st_mtime_ns] for file in job.files.weight_files]
     samples = int((job.rows.samples * torch.arange(1, job.rows.samples.numel() + 1).view_as(job.rows.samples)).sum())
-    return {"weights": weights, "samples": samples, "recipe": vars(recipe), "dtype": str(stored_dtype(job))}
+    facts = {"weights": weights, "samples": samples, "recipe": vars(recipe), "dtype": str(stored_dtype(job))}
+    return facts | ({"kind": job.config.export.gguf_type} if recipe.layout == "gguf" else {})
 
 
 def stored_dtype(job: QuantJob) -> torch.dtype:

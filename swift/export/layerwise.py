@@ -15,10 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gguf import GGMLQuantizationType as Type
 from safetensors.torch import load_file, save_file
 from torch import nn
 
 from swift import runs
+from swift.export.gguf_blocks import FORMS, decode, encode
 from swift.export.layers import Calls, Experts, Row, Seen, put_back, record, take_apart, watch
 from swift.export.rounding import (
     Codes,
@@ -36,8 +38,8 @@ log = logging.getLogger("swift")
 
 @dataclass(frozen=True)
 class Recipe:
-    """`layout`: awq or gptq. `scales`: AWQ's search, `steps` exponents. `gptq`: GPTQ's rounding instead of the nearest.
-    `damping`: GPTQ's. `source_inputs`: a layer is calibrated on what the source's layers
+    """`layout`: awq, gptq or gguf. `scales`: AWQ's search, `steps` exponents. `gptq`: GPTQ's rounding instead of the
+    nearest. `damping`: GPTQ's. `source_inputs`: a layer is calibrated on what the source's layers
     before it give (as in AWQ), else on what the quantized ones give (as in GPTQ).
     """
 
@@ -53,13 +55,16 @@ class Recipe:
 
     @property
     def grid(self) -> Grid:
+        if self.layout == "gguf":
+            return next(form.grid for form in FORMS.values() if (form.bits, form.group) == (self.bits, self.group))
         return Grid(self.bits, self.group, self.symmetric, lowest_zero=1 if self.layout == "gptq" else 0)
 
 
 @dataclass(frozen=True)
 class LayerJob:
     """`wanted(name, linear)` says which matrices of a layer are rounded; `hub_names` maps a parameter's name, with
-    experts apart, to its name in the checkpoint; `work` keeps the layers' files.
+    experts apart, to its name in the checkpoint; `work` keeps the layers' files. `kind_of` gives the GGUF type of a
+    matrix by its name in the checkpoint and its shape, in the layout gguf.
     """
 
     model: nn.Module
@@ -71,6 +76,7 @@ class LayerJob:
     work: Path
     device: torch.device
     dtype: torch.dtype
+    kind_of: Callable[[str, tuple[int, ...]], Type] | None = None
 
 
 def quantize_layers(job: LayerJob, progress: Callable[[int, int], None]) -> list[Path]:
@@ -118,12 +124,19 @@ def _quantize_layer(
     if recipe.scales:
         for one in found.sets:
             _scale(layer, one, recipe, moments, magnitude, run, found.output)
-    codes: dict[str, Codes] = {}
+    packed: dict[str, dict[str, torch.Tensor]] = {}
     for name in [name for group in found.inputs for name in group]:
-        linear = layer.get_submodule(name)
-        codes[name] = round_matrix(linear.weight.data, moments[name], recipe)
-        linear.weight.data.copy_(codes[name].weight())
-    return _tensors(job, layer, index, codes), outputs
+        weight = layer.get_submodule(name).weight.data
+        if recipe.layout == "gguf":
+            kind = job.kind_of(job.hub_names[f"{job.row.name}.{index}.{name}.weight"], tuple(weight.shape))
+            blocks = encode(weight, kind, moments[name], recipe.damping if recipe.gptq else None).cpu()
+            packed[name] = {kind.name: blocks}
+            weight.copy_(decode(blocks, kind))
+        else:
+            codes = round_matrix(weight, moments[name], recipe)
+            packed[name] = _packed(codes, recipe)
+            weight.copy_(codes.weight())
+    return _tensors(job, layer, index, packed), outputs
 
 
 def _per_matrix(
@@ -184,16 +197,18 @@ def round_matrix(weight: torch.Tensor, moments: torch.Tensor, recipe: Recipe) ->
     return better if errors[1] < errors[0] else plain
 
 
-def _tensors(job: LayerJob, layer: nn.Module, index: int, codes: Mapping[str, Codes]) -> dict[str, torch.Tensor]:
+def _tensors(
+    job: LayerJob, layer: nn.Module, index: int, packed: Mapping[str, Mapping[str, torch.Tensor]]
+) -> dict[str, torch.Tensor]:
     """Every parameter of the layer under its name in the checkpoint, the rounded ones packed."""
     tensors = {}
     prefix = f"{job.row.name}.{index}."
     for name, parameter in layer.named_parameters():
         hub = job.hub_names[prefix + name]
         owner, _, leaf = name.rpartition(".")
-        if owner in codes and leaf == "weight":
+        if owner in packed and leaf == "weight":
             layer_name = hub.removesuffix(".weight")
-            for part, tensor in _packed(codes[owner], job.recipe).items():
+            for part, tensor in packed[owner].items():
                 tensors[f"{layer_name}.{part}"] = tensor.cpu().contiguous()
         else:
             tensors[hub] = parameter.data.to(job.dtype).cpu().contiguous()
@@ -215,7 +230,12 @@ def _restore(job: LayerJob, layer: nn.Module, index: int, file: Path) -> None:
         if hub in tensors:
             parameter.data.copy_(tensors[hub])
             continue
-        parts = {p: tensors[f"{hub.removesuffix('.weight')}.{p}"] for p in ("qweight", "qzeros", "scales")}
+        stem = hub.removesuffix(".weight")
+        if job.recipe.layout == "gguf":
+            kind = next(kind for kind in Type if f"{stem}.{kind.name}" in tensors)
+            parameter.data.copy_(decode(tensors[f"{stem}.{kind.name}"], kind))
+            continue
+        parts = {p: tensors[f"{stem}.{p}"] for p in ("qweight", "qzeros", "scales")}
         if job.recipe.layout == "awq":
             parameter.data.copy_(unpack_awq(parts, torch.float32))
         else:

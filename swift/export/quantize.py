@@ -21,7 +21,7 @@ from swift import runs
 from swift.config.commands import ExportConfig
 from swift.config.record import explain, save_args
 from swift.errors import ExportError, MissingPackage, UsageError
-from swift.export.gguf_types import decide_type
+from swift.export.gguf_types import SEARCHED, decide_type
 from swift.export.writing import written_aside
 from swift.hub import LocalModel, ModelFiles, check_model_files
 from swift.hub.resources import check_disk, human_bytes
@@ -71,6 +71,13 @@ class QuantJob:
         return self.config.quantization.quant_bits
 
 
+def calibrates(config: ExportConfig) -> bool:
+    """Whether rows decide how the weights are rounded: always with awq and gptq, where there are rows with GGUF."""
+    if config.quantization.quant_method == "gguf":
+        return bool(config.data.dataset) and config.export.gguf_type in SEARCHED
+    return config.quantization.quant_method in CALIBRATED
+
+
 def decide_method(config: ExportConfig) -> ExportConfig:
     """Method and bits, or UsageError for what doesn't exist."""
     options = config.quantization
@@ -102,6 +109,9 @@ def run(config: ExportConfig, find: Callable[[ExportConfig], tuple[ExportConfig,
     if config.quantization.quant_method in CALIBRATED and not config.data.dataset:
         fix = "add --dataset FILE_OR_NAME#500, rows like those that the model will see"
         raise UsageError("no calibration rows", where="--dataset", fix=fix)
+    if config.export.quant_search and not calibrates(config):
+        fix = "add --dataset FILE_OR_NAME#500" if config.export.gguf_type in SEARCHED else "leave it out"
+        raise UsageError("nothing is searched without rows to calibrate on", where="--quant_search", fix=fix)
     config, model, adapters = find(config)
     files = check_model_files(model.path)
     _refuse_quantized(files)
@@ -162,7 +172,7 @@ def _decide_output(config: ExportConfig, model: LocalModel, adapters: tuple[Path
 
 def _decide_rows(config: ExportConfig) -> ExportConfig:
     """How much to calibrate on: less on a processor than on a GPU."""
-    if config.quantization.quant_method not in CALIBRATED:
+    if not calibrates(config):
         return config
     from swift.models.device import pick_device
 
@@ -248,8 +258,7 @@ def _quantize(
     plain = replace(config.quantization, quant_method=None, quant_bits=None)
     plan = plan_loading(options, plain, files, pick_device(), training=True)
     tokenizer = load_tokenizer(base, trust_remote_code=plan.trust_remote_code)
-    calibrated = config.quantization.quant_method in CALIBRATED
-    rows = gather(config, model, files, tokenizer, calibrated, config.chat.max_length or 0)
+    rows = gather(config, model, files, tokenizer, calibrates(config), config.chat.max_length or 0)
     job = QuantJob(config, base, files, plan, rows, tokenizer, tokenizer.chat_template, work)
     with written_aside(out) as staging:
         report = _prove(job, staging, start)
@@ -348,7 +357,7 @@ def reload(job: QuantJob, directory: Path) -> Any:
 
     try:
         if job.method == "gguf":
-            from swift.export.gguf import reload as read_back
+            from swift.export.gguf_back import reload as read_back
 
             return read_back(job, directory)
         files = check_model_files(directory)

@@ -21,7 +21,7 @@ from swift.errors import ExportError
 from swift.hub.resources import human_bytes
 
 DECODED = 32  # tokens generated to take the speed
-MOST_INCREASE = {32: 0.01, 16: 0.01, 8: 0.1, 5: 0.3, 4: 0.5}  # of the perplexity; other widths: 1.0
+MOST_INCREASE = {32: 0.01, 16: 0.01, 8: 0.1, 6: 0.1, 5: 0.3, 4: 0.5}  # of the perplexity; other widths: 1.0
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 SHRINKS = tuple(1 - i / 20 for i in range(10))  # ranges tried: the group's whole range down to 55 % of it
+TINY = 1e-7  # the smallest scale
 DAMPING = 0.01  # as in GPTQ
 BLOCK = 128  # columns between two updates of all later columns
 
@@ -20,13 +21,16 @@ BLOCK = 128  # columns between two updates of all later columns
 @dataclass(frozen=True)
 class Grid:
     """`bits` per weight, `group` columns share one scale and zero point; `symmetric`: the zero point is the middle.
-    `lowest_zero`: 1 where the file holds the zero point less one.
+    `lowest_zero`: 1 where the file holds the zero point less one. `middle`: the code of zero is this one, and the scale
+    may be negative, so that the largest value is reached. `whole`: zero points are integers, scales float16.
     """
 
     bits: int
     group: int
     symmetric: bool = False
     lowest_zero: int = 0
+    middle: int | None = None
+    whole: bool = True
 
     @property
     def top(self) -> int:
@@ -35,9 +39,7 @@ class Grid:
 
 @dataclass
 class Codes:
-    """`codes` [rows, columns] and `zeros` [rows, groups] uint8, `scales` [rows, groups] float16; weight = (code - zero)
-    * scale.
-    """
+    """`codes` [rows, columns] uint8, `zeros` and `scales` [rows, groups] float32; weight = (code - zero) * scale."""
 
     codes: torch.Tensor
     scales: torch.Tensor
@@ -46,41 +48,54 @@ class Codes:
     def weight(self) -> torch.Tensor:
         """float32 [rows, columns]."""
         rows, groups = self.scales.shape
-        shifted = self.codes.view(rows, groups, -1).float() - self.zeros.float()[..., None]
-        return (shifted * self.scales.float()[..., None]).view(rows, -1)
+        shifted = self.codes.view(rows, groups, -1).float() - self.zeros[..., None]
+        return (shifted * self.scales[..., None]).view(rows, -1)
 
 
 def ranges(weight: torch.Tensor, grid: Grid, shrink: float = 1.0) -> tuple[torch.Tensor, torch.Tensor]:
     """(scales, zeros), both float32 [rows, groups], that cover `shrink` of each group's range."""
     parts = weight.view(weight.shape[0], -1, grid.group)
+    if grid.middle is not None:
+        farthest = parts.gather(-1, parts.abs().argmax(-1, keepdim=True)).squeeze(-1)
+        scales = farthest * (-shrink / grid.middle)
+        scales = torch.where(scales.abs() < TINY, torch.full_like(scales, TINY), scales)
+        return scales, torch.full_like(scales, grid.middle)
     if grid.symmetric:
         scales = parts.abs().amax(-1) * (2 * shrink / grid.top)
-        scales = scales.clamp(min=1e-7).half().float()
+        scales = scales.clamp(min=TINY).half().float()
         return scales, torch.full_like(scales, (grid.top + 1) // 2)
     low, high = parts.amin(-1).clamp(max=0) * shrink, parts.amax(-1).clamp(min=0) * shrink
-    scales = ((high - low) / grid.top).clamp(min=1e-7).half().float()
+    scales = ((high - low) / grid.top).clamp(min=TINY)
+    if not grid.whole:
+        return scales, -low / scales
+    scales = scales.half().float()
     return scales, (-low / scales).round().clamp(grid.lowest_zero, grid.top)
 
 
 def nearest(weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, grid: Grid) -> torch.Tensor:
     """The float32 weight after rounding to the nearest integer."""
     parts = weight.view(weight.shape[0], -1, grid.group)
-    codes = (parts / scales[..., None]).round_().add_(zeros[..., None]).clamp_(0, grid.top)
+    codes = (parts / scales[..., None]).add_(zeros[..., None]).round_().clamp_(0, grid.top)
     return codes.sub_(zeros[..., None]).mul_(scales[..., None]).view_as(weight)
 
 
 def search_ranges(
-    weight: torch.Tensor, moments: torch.Tensor, grid: Grid, shrinks: tuple[float, ...] = SHRINKS
+    weight: torch.Tensor, moments: torch.Tensor | None, grid: Grid, shrinks: tuple[float, ...] = SHRINKS
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(scales, zeros) of the range that gives each group the smallest output error by itself."""
+    """(scales, zeros) of the range that gives each group the smallest output error by itself; without `moments` the
+    smallest error of its weights.
+    """
     groups = weight.shape[1] // grid.group
     index = torch.arange(groups, device=weight.device)
-    blocks = moments.view(groups, grid.group, groups, grid.group)[index, :, index, :]  # [groups, g, g]
+    blocks = None
+    if moments is not None:
+        blocks = moments.view(groups, grid.group, groups, grid.group)[index, :, index, :]  # [groups, g, g]
     best: torch.Tensor | None = None
     for shrink in shrinks:
         scales, zeros = ranges(weight, grid, shrink)
         off = (nearest(weight, scales, zeros, grid) - weight).view(-1, groups, grid.group).transpose(0, 1)
-        error = (torch.bmm(off, blocks) * off).sum(-1).transpose(0, 1)  # [rows, groups]
+        forward = off if blocks is None else torch.bmm(off, blocks)
+        error = (forward * off).sum(-1).transpose(0, 1)  # [rows, groups]
         if best is None:
             best, kept = error, (scales, zeros)
             continue
@@ -92,8 +107,8 @@ def search_ranges(
 
 def round_nearest(weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, grid: Grid) -> Codes:
     parts = weight.view(weight.shape[0], -1, grid.group)
-    codes = (parts / scales[..., None]).round_().add_(zeros[..., None]).clamp_(0, grid.top)
-    return Codes(codes.view_as(weight).to(torch.uint8), scales.half(), zeros.to(torch.uint8))
+    codes = (parts / scales[..., None]).add_(zeros[..., None]).round_().clamp_(0, grid.top)
+    return Codes(codes.view_as(weight).to(torch.uint8), scales, zeros)
 
 
 def round_gptq(
@@ -118,7 +133,7 @@ def round_gptq(
         errors = torch.empty_like(left[:, start:end])
         for i in range(start, end):
             column, scale, zero = left[:, i], scales[:, group_of[i]], zeros[:, group_of[i]]
-            code = (column / scale).round().add(zero).clamp(0, grid.top)
+            code = (column / scale + zero).round().clamp(0, grid.top)
             codes[:, i] = code
             error = (column - (code - zero) * scale) / factor[i, i]
             left[:, i:end] -= error[:, None] * factor[i, i:end]
@@ -126,7 +141,7 @@ def round_gptq(
         left[:, end:] -= errors @ factor[start:end, end:]
     back = torch.empty_like(codes)
     back[:, order] = codes
-    return Codes(back.to(torch.uint8), scales.half(), zeros.to(torch.uint8))
+    return Codes(back.to(torch.uint8), scales, zeros)
 
 
 def _factor(moments: torch.Tensor, damping: float) -> torch.Tensor:

@@ -14,14 +14,24 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from swift import runs
 from swift.cli import main
+from swift.export import layerwise
+from swift.export.gguf_blocks import FORMS, decode, encode
 from tests import tiny
 from tests.export.test_merge import adapter_of
-from tests.export.test_quantize import IDS, plain
+from tests.export.test_quantize import IDS, SMALL, plain, rows_in
 
 LLAMA_PYTHON = os.environ.get("SWIFT_LLAMA_PYTHON")
 GEMMA = dict(query_pre_attn_scalar=16, bos_token_id=1, tie_word_embeddings=True, hidden_activation="gelu_pytorch_tanh")
 # llama.cpp takes the embeddings of a Gemma for its head
-SIZES = {"gemma3_text": GEMMA, "gemma2": GEMMA | dict(attn_logit_softcapping=50.0), "qwen3": dict(head_dim=128)}
+SIZES = {
+    "gemma": dict(bos_token_id=1, tie_word_embeddings=True, hidden_act="gelu_pytorch_tanh"),
+    "gemma3_text": GEMMA,
+    "gemma2": GEMMA | dict(attn_logit_softcapping=50.0),
+    "qwen3": dict(head_dim=128),
+    "qwen3_moe": dict(norm_topk_prob=True, head_dim=128),
+    "mixtral": dict(num_local_experts=4, num_experts_per_tok=2),
+    "smollm3": dict(num_hidden_layers=4),
+}
 LLAMA3 = dict(rope_type="llama3", rope_theta=10000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0)
 WORDS = "Who are you? 12345 你好，法国的首都是巴黎。\n\n  def add(a, b):\n\treturn a + b  # it's"
 
@@ -74,13 +84,24 @@ def test_transformers_reads_the_source_back(tmp_path, family):
     assert fields["tokenizer.ggml.eos_token_id"].contents() == own.eos_token_id
 
 
+@pytest.mark.parametrize("family", ["gemma", "smollm3", "qwen3_moe", "mixtral", "phi3"])
+def test_every_architecture_comes_back_as_it_was(tmp_path, family):
+    _, file = exported(tmp_path, family, "--gguf_type", "F32")
+    report = json.loads((tmp_path / "out" / "quantization_report.json").read_text())
+    assert report["divergence"] < 1e-5 and report["agreement"] == 1 and report["quantized_share"] > 0.9
+
+
+LLAMA_READS = ["llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "scaled llama", "smollm3"]
+
+
 @pytest.mark.skipif(not LLAMA_PYTHON, reason="SWIFT_LLAMA_PYTHON names no Python with llama-cpp-python")
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "scaled llama"])
+@pytest.mark.parametrize("family", [*LLAMA_READS, "qwen3_moe", "mixtral", "phi3"])
 def test_llama_cpp_computes_the_source(tmp_path, family):
     changes = dict(rope_parameters=LLAMA3 | dict(original_max_position_embeddings=4)) if " " in family else {}
     base, file = exported(tmp_path, family.split()[-1], "--gguf_type", "F32", **changes)
     logits, words = by_llama(file, IDS[0].tolist(), WORDS)
     torch.testing.assert_close(logits, plain(base), atol=2e-3, rtol=2e-3)
+    assert torch.equal(logits.argmax(-1), plain(base).argmax(-1)), "the same greedy answer"
     assert words == AutoTokenizer.from_pretrained(base)(WORDS)["input_ids"]
 
 
@@ -93,6 +114,66 @@ def test_matrices_get_the_type_and_vectors_stay_plain(tmp_path, kind, far):
     assert {t for n, t in stored.items() if n.startswith("blk") and "norm" not in n} == {kind}
     source = plain(base)
     assert 1e-4 < (by_transformers(file) - source).norm() / source.norm() < far
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_blocks_are_read_by_gguf_and_nearer_than_its_own(kind):
+    weight = torch.randn(24, 512, generator=torch.Generator().manual_seed(0)) * 0.05
+    weight[0, :256], weight[1], weight[2] = 0, 1, weight[2].abs()
+    back = torch.from_numpy(gguf.dequantize(encode(weight, kind).numpy(), kind))
+    far = (back - weight).norm() / weight.norm()
+    assert far < {4: 0.07, 5: 0.035, 6: 0.018}[FORMS[kind].bits]
+    if kind.name[-1] != "K":
+        theirs = gguf.dequantize(gguf.quantize(weight.numpy(), kind), kind)
+        assert far < (torch.from_numpy(theirs) - weight).norm() / weight.norm()
+
+
+@pytest.mark.parametrize("kind", FORMS)
+def test_blocks_for_known_inputs_change_the_output_less(kind):
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(24, 256, generator=draw) * 0.05
+    inputs = torch.randn(512, 256, generator=draw) @ torch.randn(256, 256, generator=draw)
+    moments = inputs.T @ inputs / len(inputs)
+    blocks = [encode(weight, kind), encode(weight, kind, moments), encode(weight, kind, moments, 0.01)]
+    errors = [((decode(block, kind) - weight) @ inputs.T).square().mean() for block in blocks]
+    assert errors[2] < 0.8 * errors[1] and errors[1] < 1.05 * errors[0]
+
+
+def test_k_types_mix_as_in_llama_cpp(tmp_path):
+    base, file = exported(tmp_path, "llama", "--quant_bits", 4, hidden_size=256, intermediate_size=512, head_dim=64)
+    stored = {t.name: t.tensor_type.name for t in gguf.GGUFReader(file).tensors}
+    assert file.name == "out-Q4_K_M.gguf" and stored["blk.0.attn_q.weight"] == stored["blk.0.ffn_up.weight"] == "Q4_K"
+    assert stored["blk.0.attn_v.weight"] == stored["blk.1.ffn_down.weight"] == "Q6_K"
+    source = plain(base)
+    assert 1e-4 < (by_transformers(file) - source).norm() / source.norm() < 0.2
+
+
+@pytest.mark.parametrize("family, words", [("llama", ()), ("qwen3_moe", ("--quant_search", "true"))])
+def test_rows_calibrate_and_a_cut_run_goes_on(tmp_path, family, words, monkeypatch):
+    rows = ["--dataset", rows_in(tmp_path), *SMALL, *words, "--gguf_type", "Q4_0"]
+    base, file = exported(tmp_path, family, *rows)
+    stored = {t.name: t.tensor_type.name for t in gguf.GGUFReader(file).tensors}
+    assert stored["blk.0.attn_q.weight"] == "Q4_0" and stored["token_embd.weight"] == "Q8_0"
+    assert stored.get("blk.0.ffn_gate_inp.weight", "F32") == "F32"
+    source = plain(base)
+    far = (by_transformers(file) - source).norm() / source.norm()
+    assert export("--model", base, "--gguf_type", "Q4_0", "--output_dir", tmp_path / "blind") == 0
+    blind = next((tmp_path / "blind").glob("*.gguf"))
+    assert 1e-4 < far < 1.2 * (by_transformers(blind) - source).norm() / source.norm()
+    real, seen = layerwise._quantize_layer, []
+
+    def cut(job, layer, index, calls, hidden):
+        seen.append(index)
+        if len(seen) == 2:
+            raise KeyboardInterrupt
+        return real(job, layer, index, calls, hidden)
+
+    monkeypatch.setattr(layerwise, "_quantize_layer", cut)
+    again = ["--model", base, "--output_dir", tmp_path / "again" / "out", *rows]
+    (tmp_path / "again").mkdir()
+    assert export(*again) != 0 and not (tmp_path / "again" / "out").exists()
+    assert export(*again) == 0 and seen == [0, 1, 1]
+    assert (tmp_path / "again" / "out" / file.name).read_bytes() == file.read_bytes()
 
 
 def test_rows_that_blocks_do_not_fit_stay_16_bit(tmp_path):
@@ -115,9 +196,13 @@ def test_an_adapter_is_merged_first(tmp_path):
 @pytest.mark.parametrize(
     "family, changes, words, says",
     [
+        ("gemma", dict(tie_word_embeddings=False), (), "its head isn't its embeddings"),
+        ("qwen3_moe", dict(norm_topk_prob=False), (), "norm_topk_prob"),
+        ("smollm3", dict(no_rope_layers=[1, 0]), (), "every fourth layer"),
         ("bamba", dict(attn_layer_indices=[1], mamba_n_heads=8, mamba_d_head=16), (), "BambaForCausalLM"),
-        ("llama", {}, ("--gguf_type", "Q4_K_M"), "Q4_1"),
-        ("llama", {}, ("--quant_bits", 3), "--quant_bits 4, 5, 8, 16, 32"),
+        ("llama", {}, ("--gguf_type", "Q3_K_M"), "Q4_K_S"),
+        ("llama", {}, ("--quant_bits", 3), "--quant_bits 4, 5, 6, 8, 16, 32"),
+        ("llama", {}, ("--quant_bits", 4, "--quant_search", "true"), "--dataset"),
         ("llama", {}, ("--gguf_type", "Q8_0", "--quant_bits", 4), "8 bits"),
         ("llama", {}, ("--group_size", 32), "--group_size"),
         ("llama", dict(rope_parameters=dict(rope_type="dynamic", rope_theta=1e4, factor=2.0)), (), "rope_type"),
