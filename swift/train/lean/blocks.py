@@ -7,13 +7,12 @@ token; a gated product keeps gate and up and computes the rest again.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import nn
 
-Activation = Callable[[torch.Tensor], torch.Tensor]
+from swift.train.lean import kernels
 
 
 class RmsNorm(torch.autograd.Function):
@@ -24,42 +23,33 @@ class RmsNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x, weight, epsilon: float, offset: float, wide: bool):
         with torch.autocast(x.device.type, enabled=False):
-            exact = x.float()
-            scale = (exact.square().mean(-1, keepdim=True) + epsilon).rsqrt_()
-            normed = exact * scale
-            if wide:
-                y = normed.mul_(weight.float() + offset).to(x.dtype)
-            else:
-                y = normed.to(x.dtype) * (weight + offset if offset else weight)
+            y, scale = kernels.normed(x.reshape(-1, x.shape[-1]), weight, epsilon, offset, wide)
         ctx.save_for_backward(x, weight, scale)
         ctx.offset = offset
-        return y
+        return y.view(x.shape)
 
     @staticmethod
     def backward(ctx: Any, d_y):
         x, weight, scale = ctx.saved_tensors
+        flat, d_flat = x.reshape(-1, x.shape[-1]), d_y.reshape(-1, x.shape[-1])
+        d_x = d_weight = None
         with torch.autocast(x.device.type, enabled=False):
-            normed = x.float() * scale
-            d_weight = None
             if ctx.needs_input_grad[1]:
-                d_weight = (d_y.float() * normed).flatten(0, -2).sum(0).to(weight.dtype)
-            if not ctx.needs_input_grad[0]:
-                return None, d_weight, None, None, None
-            d_normed = d_y.float() * (weight.float() + ctx.offset)
-            inner = (d_normed * normed).mean(-1, keepdim=True)
-            d_x = d_normed.sub_(normed.mul_(inner)).mul_(scale).to(x.dtype)
+                d_weight = (d_flat.float() * (flat.float() * scale)).sum(0).to(weight.dtype)
+            if ctx.needs_input_grad[0]:
+                d_x = kernels.normed_backward(d_flat, flat, weight, scale, ctx.offset).view(x.shape)
         return d_x, d_weight, None, None, None
 
 
-def activation_backward(act: nn.Module) -> Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None:
-    """(gradient, input) -> gradient of the input, for the activations that gates use; None for others."""
+def activation_of(act: nn.Module) -> str | None:
+    """The name in `kernels.ACTIVATIONS` of an activation that gates use; None for others."""
     name = type(act).__name__
     if name in ("SiLU", "SiLUActivation"):
-        return torch.ops.aten.silu_backward
+        return "silu"
     if name in ("GELUTanh", "PytorchGELUTanh") or (isinstance(act, nn.GELU) and act.approximate == "tanh"):
-        return lambda gradient, x: torch.ops.aten.gelu_backward(gradient, x, approximate="tanh")
+        return "gelu_tanh"
     if name == "GELUActivation" or isinstance(act, nn.GELU):
-        return torch.ops.aten.gelu_backward
+        return "gelu"
     return None
 
 
@@ -67,21 +57,23 @@ class Gated(torch.autograd.Function):
     """act(gate) * up; keeps gate and up."""
 
     @staticmethod
-    def forward(ctx: Any, gate, up, act: nn.Module):
+    def forward(ctx: Any, gate, up, activation: str):
         ctx.save_for_backward(gate, up)
-        ctx.act = act
-        return act(gate).mul_(up)
+        ctx.activation = activation
+        out = torch.empty_like(gate)
+        kernels.gated(_flat(out), _flat(gate), _flat(up), activation)
+        return out
 
     @staticmethod
     def backward(ctx: Any, d_y):
         gate, up = ctx.saved_tensors
-        return *gated_backward(d_y, gate, up, ctx.act), None
+        d_gate, d_up = torch.empty_like(gate), torch.empty_like(up)
+        kernels.gated_backward(_flat(d_gate), _flat(d_up), _flat(d_y), _flat(gate), _flat(up), ctx.activation)
+        return d_gate, d_up, None
 
 
-def gated_backward(d_y: torch.Tensor, gate: torch.Tensor, up: torch.Tensor, act: nn.Module):
-    """(gradient of gate, gradient of up)."""
-    d_up = act(gate).mul_(d_y)
-    return activation_backward(act)(d_y * up, gate), d_up
+def _flat(x: torch.Tensor) -> torch.Tensor:
+    return x.reshape(-1, x.shape[-1])
 
 
 def norm_kind(module: nn.Module) -> tuple[float, float, bool] | None:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from swift.train.lean.blocks import Gated, RmsNorm, activation_backward, norm_kind
+from swift.train.lean.blocks import Gated, RmsNorm, activation_of, norm_kind
 from swift.train.lean.lora import GatedMlp, Project, Projections
 
 QUERY_KEY_VALUE = ("q_proj", "k_proj", "v_proj")
@@ -72,7 +72,7 @@ class Fused:
     def _mlp(self, module: nn.Module, children: dict[str, nn.Module], done: set[int]) -> None:
         layers = [children[name] for name in GATED]
         act = children["act_fn"]
-        if activation_backward(act) is None:
+        if activation_of(act) is None:
             self.left[f"the activation {type(act).__name__}"] += 1
             return
         if not all(is_lora(layer) for layer in layers):
@@ -166,19 +166,21 @@ def _shared_forward(shared: _Shared, layer: nn.Module, place: int) -> Any:
 
 
 def _mlp_forward(module: nn.Module, first: Projections, last: Projections, keep: bool) -> Any:
-    plain = module.forward
+    plain, activation = module.forward, activation_of(module.act_fn)
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         if not (first.ready() and last.ready()):
             return plain(x)
-        return GatedMlp.apply(x, first, last, keep, module.act_fn, *first.parameters(), *last.parameters())
+        return GatedMlp.apply(x, first, last, keep, activation, *first.parameters(), *last.parameters())
 
     return forward
 
 
 def _gated_forward(module: nn.Module) -> Any:
+    activation = activation_of(module.act_fn)
+
     def forward(x: torch.Tensor) -> torch.Tensor:
-        return module.down_proj(Gated.apply(module.gate_proj(x), module.up_proj(x), module.act_fn))
+        return module.down_proj(Gated.apply(module.gate_proj(x), module.up_proj(x), activation))
 
     return forward
 

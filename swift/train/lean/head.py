@@ -14,7 +14,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from swift.train.lean import kernels
+
 CHUNK_BYTES = 32 * 2**20
+CACHED_BYTES = 2**21
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,26 @@ class _Settings:
         return [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
 
 
+    def cross_entropy(self, logits: torch.Tensor, at: slice, with_gradient: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        """(loss, hits) of the rows `at`; float32 `logits` become their gradient in place, a few rows at a time so that
+        they stay in the processor's cache.
+        """
+        weights = None if self.weights is None else self.weights[at].float()
+        step = len(logits) if logits.is_cuda else max(1, CACHED_BYTES // (4 * logits.shape[-1]))
+        found = [
+            kernels.cross_entropy(
+                rows, targets, some, self.head.scale, self.head.softcap, self.smoothing, with_gradient
+            )
+            for rows, targets, some in zip(
+                logits.split(step),
+                self.targets[at].split(step),
+                [None] * len(logits) if weights is None else weights.split(step),
+                strict=False,
+            )
+        ]
+        return torch.stack([loss for loss, _ in found]).sum(), torch.cat([hits for _, hits in found])
+
+
 class _LinearLoss(torch.autograd.Function):
     """hidden [N, H], weight [V, H], bias [V] or None, settings -> (loss, hits)."""
 
@@ -90,7 +113,7 @@ class _LinearLoss(torch.autograd.Function):
             for at in settings.chunks(weight.shape[0]):
                 x = hidden[at].to(dtype)
                 logits = F.linear(x, matrix, None if bias is None else bias.to(dtype)).float()
-                loss, hits[at] = _cross_entropy(logits, settings, at, with_gradient=any(wanted))
+                loss, hits[at] = settings.cross_entropy(logits, at, any(wanted))
                 total += loss
                 if not any(wanted):
                     continue
@@ -121,42 +144,6 @@ class _LinearLoss(torch.autograd.Function):
 def _compute_dtype(hidden: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
     kind = hidden.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
-
-
-def _cross_entropy(logits: torch.Tensor, settings: _Settings, at: slice, with_gradient: bool):
-    """(loss, hits) of float32 `logits` [n, V] of a linear layer, which become its gradient in place."""
-    head, targets = settings.head, settings.targets[at]
-    smoothing, column = settings.smoothing, targets[:, None]
-    if head.scale != 1.0:
-        logits.mul_(head.scale)
-    capped = None
-    if head.softcap is not None:
-        logits.div_(head.softcap).tanh_()
-        capped = logits.clone() if with_gradient else None
-        logits.mul_(head.softcap)
-    top, likeliest = logits.max(dim=-1)
-    hits = likeliest == targets
-    right = logits.gather(1, column)[:, 0]
-    mean = logits.mean(-1) if smoothing else None
-    logits.sub_(top[:, None]).exp_()
-    normal = logits.sum(-1)
-    losses = normal.log() + top - right
-    if mean is not None:
-        losses = (1 - smoothing) * losses + smoothing * (normal.log() + top - mean)
-    weights = None if settings.weights is None else settings.weights[at].float()
-    loss = losses.sum() if weights is None else (losses * weights).sum()
-    if with_gradient:
-        logits.div_(normal[:, None])
-        if smoothing:
-            logits.sub_(smoothing / logits.shape[-1])
-        logits.scatter_add_(1, column, torch.full_like(column, smoothing - 1.0, dtype=logits.dtype))
-        if weights is not None:
-            logits.mul_(weights[:, None])
-        if capped is not None:
-            logits.mul_(capped.square_().neg_().add_(1))
-        if head.scale != 1.0:
-            logits.mul_(head.scale)
-    return loss, hits
 
 
 class _ModuleLoss(torch.autograd.Function):

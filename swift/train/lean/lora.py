@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from swift.train.lean.blocks import activation_backward
+from swift.train.lean import kernels
 
 
 class Projections:
@@ -71,11 +71,13 @@ class Projections:
     def masks(self, x: torch.Tensor) -> list[torch.Tensor | None]:
         return [keep_mask(x.shape, rate, x.device) if rate else None for rate in self.rates()]
 
-    def forward(self, x: torch.Tensor, parameters: tuple, masks: list, rates: list[float]):
-        """(outputs [tokens, sum of outputs], [x, A x])."""
+    def room(self, tokens: int) -> torch.Tensor:
+        """[tokens, inputs + ranks] for x, to be put into the first columns, and A x."""
+        return self.joint.new_empty(tokens, self.joint.shape[1])
+
+    def forward(self, wide: torch.Tensor, parameters: tuple, masks: list, rates: list[float]):
+        """Outputs [tokens, sum of outputs] of [x, A x], of which only x is there; A x is put in."""
         dtype = self.joint.dtype
-        wide = x.new_empty(len(x), self.joint.shape[1], dtype=dtype)
-        wide[:, : self.inputs].copy_(x)
         inner = wide[:, self.inputs :].split(self.ranks, dim=1)
         blocks = self._blocks(self.joint)
         if any(mask is not None for mask in masks):
@@ -86,7 +88,7 @@ class Projections:
             wide[:, self.inputs :] = wide[:, : self.inputs] @ joined.T
         for block, b, scale in zip(blocks, parameters[1::2], self.scales, strict=True):
             block.copy_(b.detach() * scale)
-        return torch.nn.functional.linear(wide, self.joint, self.bias), wide
+        return torch.nn.functional.linear(wide, self.joint, self.bias)
 
     def _blocks(self, matrix: torch.Tensor) -> list[torch.Tensor]:
         """The parts of [sum of outputs, inputs + ranks] that belong to one layer's B."""
@@ -148,7 +150,9 @@ class Project(torch.autograd.Function):
         flat = x.reshape(-1, x.shape[-1])
         with torch.autocast(x.device.type, enabled=False):
             masks, rates = group.masks(flat), group.rates()
-            y, wide = group.forward(flat, parameters, masks, rates)
+            wide = group.room(len(flat))
+            wide[:, : group.inputs].copy_(flat)
+            y = group.forward(wide, parameters, masks, rates)
         ctx.save_for_backward(wide, *(mask for mask in masks if mask is not None), *parameters)
         ctx.group, ctx.masked, ctx.rates = group, [m is not None for m in masks], rates
         ctx.like = (x.shape, x.dtype)
@@ -176,37 +180,40 @@ class GatedMlp(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, x, first: Projections, last: Projections, keep: bool, act: nn.Module, *parameters):
+    def forward(ctx: Any, x, first: Projections, last: Projections, keep: bool, activation: str, *parameters):
         flat = x.reshape(-1, x.shape[-1])
         ours, theirs = parameters[:4], parameters[4:]
         with torch.autocast(x.device.type, enabled=False):
             masks, rates = first.masks(flat), first.rates()
-            y, wide = first.forward(flat, ours, masks, rates)
-            gate, up = y.split(first.outputs, dim=1)
-            hidden = act(gate).mul_(up)
+            wide, wide_hidden = first.room(len(flat)), last.room(len(flat))
+            wide[:, : first.inputs].copy_(flat)
+            y = first.forward(wide, ours, masks, rates)
+            hidden = wide_hidden[:, : last.inputs]
+            kernels.gated(hidden, *y.split(first.outputs, dim=1), activation)
             masks += last.masks(hidden)
-            out, wide_hidden = last.forward(hidden, theirs, masks[2:], last.rates())
+            out = last.forward(wide_hidden, theirs, masks[2:], last.rates())
         inner = wide_hidden[:, last.inputs :].clone()
         ctx.save_for_backward(wide, inner, y if keep else None, *masks, *parameters)
-        ctx.settings = (first, last, act, rates, last.rates(), x.shape, x.dtype)
+        ctx.settings = (first, last, activation, rates, last.rates(), x.shape, x.dtype)
         return out.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, d_out):
-        first, last, act, rates, last_rates, shape, dtype = ctx.settings
+        first, last, activation, rates, last_rates, shape, dtype = ctx.settings
         wide, inner, y, *rest = ctx.saved_tensors
         masks, parameters = rest[:3], rest[3:]
         with torch.autocast(wide.device.type, enabled=False):
             if y is None:
                 y = torch.nn.functional.linear(wide, first.joint, first.bias)
             gate, up = y.split(first.outputs, dim=1)
-            opened = act(gate)
             d_out = d_out.reshape(len(wide), -1).to(wide.dtype)
-            wide_hidden = torch.cat([opened * up, inner], dim=1)
+            wide_hidden = last.room(len(wide))
+            kernels.gated(wide_hidden[:, : last.inputs], gate, up, activation)
+            wide_hidden[:, last.inputs :] = inner
             d_hidden, of_last = last.backward(d_out, wide_hidden, parameters[4:], masks[2:], last_rates, True)
             del wide_hidden
             d_y = torch.empty_like(y)
-            d_y[:, first.outputs[0] :] = opened.mul_(d_hidden)
-            d_y[:, : first.outputs[0]] = activation_backward(act)(d_hidden * up, gate)
+            d_gate, d_up = d_y.split(first.outputs, dim=1)
+            kernels.gated_backward(d_gate, d_up, d_hidden, gate, up, activation)
             d_x, of_first = first.backward(d_y, wide, parameters[:4], masks[:2], rates, ctx.needs_input_grad[0])
         return None if d_x is None else d_x.reshape(shape).to(dtype), None, None, None, None, *of_first, *of_last
