@@ -23,6 +23,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from functools import partial
 from pathlib import Path
 from statistics import median
 
@@ -50,15 +51,17 @@ SHAPES = {
 CONTESTANTS = {
     "HF + checkpointing": ("hf", {"checkpointing": True}),
     "HF": ("hf", {}),
+    "HF, more padding": ("hf", {"multiple": 64}),
     "TRL padding-free + checkpointing": ("trl", {"checkpointing": True}),
     "TRL padding-free": ("trl", {}),
     "swift": ("swift", {"recompute": "none"}),
+    "swift, compiled": ("swift", {"recompute": "none", "torch_compile": True}),
     "swift, light": ("swift", {"recompute": "light"}),
     "swift, full": ("swift", {"recompute": "full"}),
     "swift, no fused layers": ("swift", {"recompute": "none", "fused_layers": False}),
     "swift, joined rows only": ("swift", {"recompute": "none", "fused_layers": False, "lean_head": False}),
 }
-USUAL = [name for name in CONTESTANTS if "only" not in name and "no fused" not in name]
+USUAL = [name for name in CONTESTANTS if not any(word in name for word in ("only", "no fused", "more", "compiled"))]
 REFERENCE = "HF + checkpointing"
 
 
@@ -89,10 +92,10 @@ def load(task: dict):
     return model.train()
 
 
-def pad(rows: list[dict]) -> dict:
+def pad(rows: list[dict], multiple: int = 1) -> dict:
     import torch
 
-    width = max(len(row["input_ids"]) for row in rows)
+    width = -(-max(len(row["input_ids"]) for row in rows) // multiple) * multiple
     batch = {name: [] for name in ("input_ids", "labels", "attention_mask")}
     for row in rows:
         short = width - len(row["input_ids"])
@@ -152,7 +155,8 @@ def plain_trainer(task: dict, model, place: str):
             return SequentialSampler(self.train_dataset)
 
     args = TrainingArguments(**arguments(task, place))
-    trainer = InOrder(model=model, args=args, train_dataset=task["rows"], data_collator=pad)
+    collate = partial(pad, multiple=task.get("multiple", 1))
+    trainer = InOrder(model=model, args=args, train_dataset=task["rows"], data_collator=collate)
     trainer.remove_callback(PrinterCallback)
     return trainer
 
@@ -205,7 +209,8 @@ def swift_trainer(task: dict, model, place: str):
         train_dataloader_shuffle=False, dataloader_pin_memory=False, tuner_type=task["tuner"], log_level="error",
         recompute=task["recompute"],
     )  # fmt: skip
-    typed |= {name: task[name] for name in ("fused_layers", "lean_head", "padding_free") if name in task}
+    parts = ("fused_layers", "lean_head", "padding_free", "torch_compile")
+    typed |= {name: task[name] for name in parts if name in task}
     config = decide_sft(SftConfig().replace(typed, "command line"), "bench", 2048)
     args = training_arguments(config, task["steps"])
     args.output_dir = place
@@ -261,7 +266,8 @@ def measure(name: str, task: dict) -> dict:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
-def compare(task: dict, names: list[str], rounds: int) -> None:
+def compare(task: dict, names: list[str], rounds: int) -> dict[str, list[float]]:
+    """Print the table; the losses of each contestant, step by step."""
     found: dict[str, list[dict]] = {name: [] for name in names}
     for _ in range(rounds):
         for name in names:
@@ -284,6 +290,7 @@ def compare(task: dict, names: list[str], rounds: int) -> None:
             f"| {name} | {value['speed']:.0f} | {value['speed'] / base['speed']:.2f} | {value['above']:.0f} | "
             f"{value['above'] / base['above']:.2f} | {value['losses'][-1]:.5f} | {away:.5f} |"
         )
+    return {name: value["losses"] for name, value in sums.items() if "losses" in value}
 
 
 def brief(value: dict) -> str:
@@ -317,6 +324,7 @@ def main() -> None:
     parser.add_argument("--shortest", type=int, default=1)
     parser.add_argument("--longest", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--losses", help="a file for all losses, JSON lines of dtype, tuner and losses by contestant")
     options = parser.parse_args()
     if options.child:
         print(json.dumps(run(json.load(sys.stdin))))
@@ -331,7 +339,10 @@ def main() -> None:
     }
     for dtype in options.dtype:
         for tuner in options.tuner:
-            compare({**task, "dtype": dtype, "tuner": tuner}, options.only, options.rounds)
+            losses = compare({**task, "dtype": dtype, "tuner": tuner}, options.only, options.rounds)
+            if options.losses:
+                with Path(options.losses).open("a", encoding="utf-8") as file:
+                    file.write(json.dumps({"dtype": dtype, "tuner": tuner, "losses": losses}) + "\n")
 
 
 if __name__ == "__main__":

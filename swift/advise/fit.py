@@ -25,6 +25,7 @@ from swift.advise.setup import stored_bytes, training_of
 from swift.config.commands import Config, SftConfig
 from swift.errors import ModelFileError, ResourceError
 from swift.hub import LocalModel, human_bytes
+from swift.train import compiling
 
 # The estimate is within a tenth of measured peaks (benchmarks/plan_accuracy.py): what is this far over can't fit.
 SURELY = 1.15
@@ -100,6 +101,8 @@ def before_weights(
     machine = _machine(config)
     config = choose_recompute(config, facts, machine, data)
     plan = plan_training(config, facts, machine, data, held_out)
+    config = compiling.decide(config, plan.seconds.low)
+    plan = replace(plan, config=config)
     if lengths is None:
         return config, ["", *training_lines(plan)]
     needed, there = plan.estimate.total, plan.machine.memory
@@ -113,8 +116,12 @@ def before_weights(
     if not plan.fits:
         line += f". It may not fit: {_way_out(plan)}"
     line = f"{line}; time: {span(plan.seconds)} for {plan.steps} steps"
-    why = config.origins.get("recompute")
-    return config, [line, f"recompute: {config.training.recompute} ({why.why})"] if why and why.why else [line]
+    lines = [line]
+    for name in ("recompute", "torch_compile"):
+        why = config.origins.get(name)
+        if why and why.why:
+            lines.append(f"{name}: {str(config.value(name)).lower()} ({why.why})")
+    return config, lines
 
 
 def choose_recompute(config: SftConfig, facts: ModelFacts, machine: Machine, data: RowFacts) -> SftConfig:

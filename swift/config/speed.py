@@ -24,6 +24,11 @@ def decide_speed(config: SftConfig) -> SftConfig:
     joined = None if config.training.padding_free else "it works on batches without padding"
     config = _part(config, "lean_head", joining or joined)
     config = _part(config, "fused_layers", _against_fusing(config))
+    for name in ("torch_compile_backend", "torch_compile_mode"):
+        if config.given(name) and config.training.torch_compile is None:
+            config = config.decide(f"--{name} is given", torch_compile=True)
+        elif config.given(name) and not config.training.torch_compile:
+            raise UsageError("nothing is compiled", where=f"--{name}", fix="leave out --torch_compile false")
     return _recompute(config)
 
 
@@ -69,8 +74,6 @@ def _against_fusing(config: SftConfig) -> str | None:
         return "with --fsdp and --deepspeed the weights are spread over processes"
     if training.use_liger_kernel:
         return "Liger's kernels are in these places"
-    if training.torch_compile:
-        return "--torch_compile compiles the plain model"
     return None
 
 

@@ -43,7 +43,7 @@ class TrainingOptions:
     lean_head: bool | None = option()
     fused_layers: bool | None = option()
     recompute: str | None = option(choices=("none", "light", "full"))
-    torch_compile: bool = option(False)
+    torch_compile: bool | None = option()
     torch_compile_backend: str | None = option()
     torch_compile_mode: str | None = option()
     use_liger_kernel: bool = option(False, aliases=("use_liger",))

@@ -22,7 +22,9 @@ from swift.train.callbacks import LogFile, Progress, Schedule
 from swift.train.heads import HeadTrainer, Objective
 from swift.train.interrupt import Interrupt
 from swift.train.kept import Saving
-from swift.train.lean.path import FastPath
+from swift.train.lean.kernels import compile_layers
+from swift.train.lean.model import base_of
+from swift.train.lean.path import Compiling, FastPath
 from swift.train.profile import Profile
 from swift.train.trainer import SftTrainer
 from swift.train.weights import load_weights, save_weights
@@ -138,9 +140,14 @@ def _parameter_groups(
 def _fast_path(config: SftConfig, model: torch.nn.Module) -> FastPath | None:
     training = config.training
     parts = {name: bool(config.value(name)) for name in ("padding_free", "lean_head", "fused_layers")}
+    compiling = (
+        Compiling(training.torch_compile_backend, training.torch_compile_mode) if training.torch_compile else None
+    )
     if not any(parts.values()):
+        if compiling is not None:
+            compile_layers(base_of(model), *compiling)
         return None
-    path = FastPath(model, **parts, light=training.recompute == "light")
+    path = FastPath(model, **parts, light=training.recompute == "light", compiling=compiling)
     path.engage()
     return path
 

@@ -62,7 +62,7 @@ def plan(setup: Setup) -> tuple[Setup, LoadPlan]:
     if config.model.torch_dtype is None:
         config = config.decide(loading.reasons["dtype"], torch_dtype=loading.dtype)
     config = _decide_autocast(config, loading.dtype)
-    from swift.train import benchmarks
+    from swift.train import benchmarks, compiling
     from swift.train.arguments import check_schedule
     from swift.train.build import check_packages
     from swift.train.optimizers import check_name
@@ -70,6 +70,7 @@ def plan(setup: Setup) -> tuple[Setup, LoadPlan]:
     check_schedule(config)
     check_name(config)
     check_packages(config)
+    compiling.check(config)
     benchmarks.check(config)
     return dataclasses.replace(setup, config=config), loading
 

@@ -70,7 +70,7 @@ class SftTrainer(KeptTrainer):
             if not args.dataloader_drop_last:
                 train_dataset = Filled(train_dataset, pass_rows)
         self.order = EpochOrder(count, seed, shuffle, lengths, group, len(train_dataset))
-        self.narrow_logits = takes_logits_to_keep(model) and not args.torch_compile
+        self.narrow_logits = takes_logits_to_keep(model)
         self.own_loss = not args.use_liger_kernel
         super().__init__(
             model=model,

@@ -7,14 +7,13 @@ Promises: the same value and gradients as logits of every position followed by c
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
-
-from swift.train.lean import kernels
 
 CHUNK_BYTES = 32 * 2**20
 CACHED_BYTES = 2**21
@@ -75,24 +74,19 @@ class _Settings:
         rows = -(-count // -(-count // rows))  # of like size, so that the last isn't a sliver
         return [slice(start, min(start + rows, count)) for start in range(0, count, rows)]
 
-
     def cross_entropy(self, logits: torch.Tensor, at: slice, with_gradient: bool) -> tuple[torch.Tensor, torch.Tensor]:
         """(loss, hits) of the rows `at`; float32 `logits` become their gradient in place, a few rows at a time so that
         they stay in the processor's cache.
         """
         weights = None if self.weights is None else self.weights[at].float()
         step = len(logits) if logits.is_cuda else max(1, CACHED_BYTES // (4 * logits.shape[-1]))
-        found = [
-            kernels.cross_entropy(
-                rows, targets, some, self.head.scale, self.head.softcap, self.smoothing, with_gradient
-            )
-            for rows, targets, some in zip(
-                logits.split(step),
-                self.targets[at].split(step),
-                [None] * len(logits) if weights is None else weights.split(step),
-                strict=False,
-            )
-        ]
+        parts = zip(
+            logits.split(step),
+            self.targets[at].split(step),
+            weights.split(step) if weights is not None else itertools.repeat(None),
+            strict=False,
+        )
+        found = [_cross_entropy(*part, self.head, self.smoothing, with_gradient) for part in parts]
         return torch.stack([loss for loss, _ in found]).sum(), torch.cat([hits for _, hits in found])
 
 
@@ -144,6 +138,41 @@ class _LinearLoss(torch.autograd.Function):
 def _compute_dtype(hidden: torch.Tensor, weight: torch.Tensor) -> torch.dtype:
     kind = hidden.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else weight.dtype
+
+
+def _cross_entropy(logits, targets, weights, head: Head, smoothing: float, with_gradient: bool):
+    """(loss, hits) of float32 `logits` [n, V] of a linear layer, which become its gradient in place."""
+    column = targets[:, None]
+    if head.scale != 1.0:
+        logits.mul_(head.scale)
+    capped = None
+    if head.softcap is not None:
+        logits.div_(head.softcap).tanh_()
+        capped = logits.clone() if with_gradient else None
+        logits.mul_(head.softcap)
+    top, likeliest = logits.max(dim=-1)
+    hits = likeliest == targets
+    right = logits.gather(1, column)[:, 0]
+    mean = logits.mean(-1) if smoothing else None
+    logits.sub_(top[:, None]).exp_()
+    normal = logits.sum(-1)
+    losses = normal.log() + top - right
+    if mean is not None:
+        losses = (1 - smoothing) * losses + smoothing * (normal.log() + top - mean)
+    loss = losses.sum() if weights is None else (losses * weights).sum()
+    if not with_gradient:
+        return loss, hits
+    logits.div_(normal[:, None])
+    if smoothing:
+        logits.sub_(smoothing / logits.shape[-1])
+    logits.scatter_add_(1, column, torch.full_like(column, smoothing - 1.0, dtype=logits.dtype))
+    if weights is not None:
+        logits.mul_(weights[:, None])
+    if capped is not None:
+        logits.mul_(capped.square_().neg_().add_(1))
+    if head.scale != 1.0:
+        logits.mul_(head.scale)
+    return loss, hits
 
 
 class _ModuleLoss(torch.autograd.Function):

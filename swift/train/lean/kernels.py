@@ -1,21 +1,20 @@
-"""The chains of elementwise operations of fused layers and of the head, as they are or as one loop each that
-torch.compile makes of them.
+"""The chains of elementwise operations of fused layers, as they are or as one loop each that torch.compile makes.
 
-Promises: compiled kernels are first held against the plain ones on random numbers and replace them all together;
-`plain` takes them back. Chains that a run doesn't use are never compiled. Knows nothing of layers.
+Promises: nothing is compiled but by `compiled`, and then at the first call of each; `plain` takes it back. What is kept
+of compiling lies in this program's cache, so that the next run finds it.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-COMPILERS = ("g++", "clang++", "c++")
+from swift.hub.cache import cache_dir
 
 
 class Kernel:
@@ -32,24 +31,32 @@ class Kernel:
         return self.call(*arguments)
 
 
-def missing_compiler() -> str | None:
-    """What torch.compile lacks to make kernels for the CPU; None when it has it."""
-    named = os.environ.get("CXX")
-    if any(shutil.which(name) for name in ((named,) if named else COMPILERS)):
-        return None
-    return f"no C++ compiler ({named or ', '.join(COMPILERS)})"
-
-
-def compiled(backend: str | None = None, mode: str | None = None) -> None:
-    """Compile the kernels, each at its first call, for any number of tokens. RuntimeError where torch can't."""
-    torch._dynamo.config.cache_size_limit = max(torch._dynamo.config.cache_size_limit, 64)
+def compiled(backend: str | None, mode: str | None) -> None:
+    """From now on, for any number of tokens."""
+    _keep_what_is_made()
     for kernel in Kernel.known:
-        kernel.call = torch.compile(kernel.plain, dynamic=True, fullgraph=True, backend=backend or "inductor", mode=mode)
+        kernel.call = torch.compile(kernel.plain, dynamic=True, backend=backend or "inductor", mode=mode)
 
 
 def plain() -> None:
     for kernel in Kernel.known:
         kernel.call = kernel.plain
+
+
+def compile_layers(model: nn.Module, backend: str | None, mode: str | None) -> list[nn.Module]:
+    """Compile each decoder layer by itself, for any number of tokens; these layers. All share what is made for one."""
+    _keep_what_is_made()
+    names = set(getattr(model, "_no_split_modules", None) or ())
+    layers = [module for module in model.modules() if type(module).__name__ in names]
+    for layer in layers:
+        layer.compile(dynamic=True, backend=backend or "inductor", mode=mode)
+    return layers
+
+
+def _keep_what_is_made() -> None:
+    os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(cache_dir("inductor")))
+    # a guard on each of a model's different layers would soon use up the usual number
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
 
 
 # ---- norms ----
@@ -98,46 +105,3 @@ def gated_backward(d_gate, d_up, d_out, gate, up, activation: str):
     act, act_backward = ACTIVATIONS[activation]
     d_up.copy_(act(gate).mul_(d_out))
     d_gate.copy_(act_backward(d_out * up, gate))
-
-
-# ---- cross entropy ----
-
-
-@Kernel
-def cross_entropy(logits, targets, weights, scale: float, softcap: float | None, smoothing: float, gradient: bool):
-    """(loss, hits) of float32 `logits` [n, V] of a linear layer, which become its gradient in place."""
-    column = targets[:, None]
-    if scale != 1.0:
-        logits.mul_(scale)
-    capped = None
-    if softcap is not None:
-        logits.div_(softcap).tanh_()
-        capped = logits.clone() if gradient else None
-        logits.mul_(softcap)
-    top, likeliest = logits.max(dim=-1)
-    hits = likeliest == targets
-    right = logits.gather(1, column)[:, 0]
-    mean = logits.mean(-1) if smoothing else None
-    logits.sub_(top[:, None]).exp_()
-    normal = logits.sum(-1)
-    losses = normal.log() + top - right
-    if mean is not None:
-        losses = (1 - smoothing) * losses + smoothing * (normal.log() + top - mean)
-    loss = losses.sum() if weights is None else (losses * weights).sum()
-    if not gradient:
-        return loss, hits
-    logits.div_(normal[:, None])
-    if smoothing:
-        logits.sub_(smoothing / logits.shape[-1])
-    if torch.compiler.is_compiling():  # in one loop with what is around it
-        at = torch.arange(logits.shape[-1], device=logits.device)[None] == column
-        logits.sub_(at.to(logits.dtype) * (1.0 - smoothing))
-    else:
-        logits.scatter_add_(1, column, torch.full_like(column, smoothing - 1.0, dtype=logits.dtype))
-    if weights is not None:
-        logits.mul_(weights[:, None])
-    if capped is not None:
-        logits.mul_(capped.square_().neg_().add_(1))
-    if scale != 1.0:
-        logits.mul_(scale)
-    return loss, hits

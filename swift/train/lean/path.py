@@ -9,13 +9,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
+from swift.train.lean import kernels, segments
 from swift.train.lean import model as shapes
-from swift.train.lean import segments
 from swift.train.lean.fuse import Fused
 from swift.train.lean.head import Head
 from swift.train.lean.segments import Flat
@@ -24,10 +24,18 @@ from swift.train.losses import IGNORED, LossParts
 log = logging.getLogger("swift")
 
 
+class Compiling(NamedTuple):
+    """How torch.compile works; None is its own choice."""
+
+    backend: str | None = None
+    mode: str | None = None
+
+
 class FastPath:
     """`padding_free`: rows stand one behind the other. `lean_head`: the head works on label positions, in chunks; it
     needs the first. `fused_layers`: norms, gated MLPs and LoRA projections are fused, `light` without keeping gate and
-    up.
+    up. `compiling`: --torch_compile with its backend and mode; the elementwise chains of fused layers, or each decoder
+    layer where layers aren't fused, become code of their own.
 
     Parts that the model doesn't fit are left out at once, with a line that says why.
     """
@@ -40,12 +48,15 @@ class FastPath:
         lean_head: bool = True,
         fused_layers: bool = False,
         light: bool = False,
+        compiling: Compiling | None = None,
     ):
         self.model, self.base = model, shapes.base_of(model)
         self.before: str | None = None  # the attention before ours
         self.engaged = False
         self.padding_free, self.lean_head = padding_free, lean_head and padding_free
         self.fused_layers = fused_layers
+        self.torch_compile, self.compiling = compiling is not None, compiling or Compiling()
+        self._compiled: list[nn.Module] = []
         self.fused = Fused(self.base, light)
         self._head: Head | None = None
         self._fit()
@@ -76,19 +87,23 @@ class FastPath:
 
     def parts(self) -> list[str]:
         """What is on; a part stands before those that it needs."""
-        return [name for name in ("fused_layers", "lean_head", "padding_free") if getattr(self, name)]
+        return [name for name in ("torch_compile", "fused_layers", "lean_head", "padding_free") if getattr(self, name)]
 
     def engage(self) -> None:
         """Put the parts into the model."""
         self.engaged = True
         if self.padding_free and self.base.config._attn_implementation not in (segments.NAME, *segments.FLASH):
-            segments.register()
+            segments.register(opaque=self.torch_compile and not self.fused_layers)
             self.before = self.base.config._attn_implementation
             self.base.set_attn_implementation(segments.NAME)
         if self.lean_head:
             shapes.install(self.base, self._head)
         if self.fused_layers:
             self.fused.engage()
+        if self.torch_compile and self.fused_layers:
+            kernels.compiled(*self.compiling)
+        elif self.torch_compile:
+            self._compiled = kernels.compile_layers(self.base, *self.compiling)
 
     @contextmanager
     def aside(self) -> Iterator[None]:
@@ -104,6 +119,10 @@ class FastPath:
         self.engaged = False
         shapes.uninstall(self.base)
         self.fused.release()
+        kernels.plain()
+        for layer in self._compiled:
+            layer._compiled_call_impl = None
+        self._compiled = []
         if self.before is not None:
             self.base.set_attn_implementation(self.before)
             self.before = None
@@ -112,15 +131,24 @@ class FastPath:
         """No part is used in this run."""
         log.info("the plain path trains this model: %s", why)
         self.release()
-        self.padding_free = self.lean_head = self.fused_layers = False
+        self.padding_free = self.lean_head = False
+        self._unfused(why)
 
     def without(self, part: str) -> None:
         """Leave a part out from now on; without joined rows there is no other part either."""
         self.release()
         setattr(self, part, False)
+        if part == "fused_layers":
+            self._unfused("layers aren't fused")
         if not self.padding_free:
             self.lean_head = False
         self.engage()
+
+    def _unfused(self, why: str) -> None:
+        """Without fused layers their chains aren't compiled, and nothing else is in their place unasked."""
+        if self.torch_compile:
+            log.warning("--torch_compile is off: %s", why)
+        self.fused_layers = self.torch_compile = False
 
     # ---- a batch ----
 

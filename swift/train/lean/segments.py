@@ -21,9 +21,11 @@ NAME = "swift_segments"
 FLASH = ("flash_attention_2", "flash_attention_3")
 
 
-def register() -> None:
-    """Make the attention known to transformers, with sdpa's masks for batches that aren't flat."""
-    AttentionInterface.register(NAME, attention)
+def register(opaque: bool = False) -> None:
+    """Make the attention known to transformers, with sdpa's masks for batches that aren't flat. `opaque`: compiled
+    layers call it as it is; compiled itself, it would be made anew for each batch's lengths.
+    """
+    AttentionInterface.register(NAME, torch.compiler.disable(attention) if opaque else attention)
     AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
