@@ -16,11 +16,12 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
-SPOKEN = {"decide", "info", "warning", "error", "disk_error", "Finding"}
+SPOKEN = {"said", "decide", "info", "warning", "error", "disk_error", "Finding"}
 # What goes to clients over the wire, or to programmers, stays English.
 WIRE = {"RequestError", "ApiError", "StatusError", "ValueError", "IndexError", "AttributeError", "TypeError"}
 LOGGERS = ("log", "logger", "self.log")
-WORDS = ("what", "where", "fix", "why", "because", "reason", "note", "against")
+WORDS = ("what", "where", "fix", "why", "because", "reason", "note", "notes", "against")
+REASONS = re.compile(r"_?(why|against|refus|reason|dtype_why)")  # functions that return a text of why not
 NOT_WORDS = re.compile(r"\{\}|--?\w+|`[^`]*`|'[^']*'|\w+[._/]\w+")
 COMMAND = re.compile(r"(pip|apt|apt-get|python|export|unset|ulimit|swift [a-z-]+ --?|swift \{\})\b.*")
 
@@ -42,11 +43,17 @@ def _parts(node: ast.AST) -> Iterator[ast.AST]:
         logs = isinstance(node.func, ast.Attribute) and ast.unparse(node.func.value) in LOGGERS
         if name in WIRE:
             return
+        if name == "append" and ast.unparse(node.func).endswith("remarks.append"):
+            yield from node.args
         if name.endswith(("Error", "Package", "Unavailable", "Dropped", "BuiltYet", "Unreachable")) or name in SPOKEN:
             if name in ("info", "warning", "error") and not logs:
                 return
             yield from node.args[:1] if name == "decide" else node.args
             yield from (k.value for k in node.keywords if k.arg in WORDS)
+    elif isinstance(node, ast.Subscript) and ast.unparse(node.value) == "notes":
+        yield node.slice
+    elif isinstance(node, ast.FunctionDef) and REASONS.match(node.name):
+        yield from (part.value for part in ast.walk(node) if isinstance(part, ast.Return) and part.value is not None)
     elif isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id.lower() in WORDS for t in node.targets):
         yield from node.value.values if isinstance(node.value, ast.Dict) else [node.value]
 
@@ -89,7 +96,7 @@ def main() -> None:
     known, by_file = pairs(), spoken()
     if options.stale:
         said = {text for found in by_file.values() for text in found}
-        print("\n".join(json.dumps(key) for key in known if key not in said))
+        print("\n".join(json.dumps(key, ensure_ascii=False) for key in pairs("words") if key not in said))
         return
     for file, found in by_file.items():
         missing = [text for text in found if text not in known]

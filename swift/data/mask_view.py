@@ -13,6 +13,7 @@ from itertools import groupby
 
 from swift.chat import IGNORED
 from swift.data.encoded import EncodedDataset
+from swift.i18n.said import said
 
 GREEN, DIM, RESET = "\033[32m", "\033[2m", "\033[0m"
 PLAIN_MARKS = ("[[", "]]")  # around what is learned, where there are no colours
@@ -33,7 +34,7 @@ class Shown:
 
     @property
     def title(self) -> str:
-        return f"{self.place}: {self.tokens} tokens, {self.trained} learned"
+        return said(f"{self.place}: {self.tokens} tokens, {self.trained} learned")
 
 
 def shown(

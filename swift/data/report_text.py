@@ -6,10 +6,12 @@ import html
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from swift.i18n.said import said
+
 if TYPE_CHECKING:
     from swift.data.mask_view import Shown
     from swift.data.report import DataReport, SplitCount
-    from swift.data.tally import DatasetCount
+    from swift.data.tally import DatasetCount, Drops
 
 BAR = "█"
 NOTES = {
@@ -27,56 +29,71 @@ NOTES = {
 
 
 def report_text(report: DataReport, width: int = 100) -> str:
-    lines = [f"Data: {report.rows_read} rows read, {report.dropped} dropped"]
+    lines = [said(f"Data: {report.rows_read} rows read, {report.dropped} dropped")]
     for count in report.datasets:
         lines += [f"  {line}" for line in _dataset_lines(count)]
     for split in report.splits.values():
         lines += ["", *_split_lines(split, width)]
     if report.duplicates:
-        lines.append(f"  {report.duplicates} training rows repeat the content of another one")
+        lines.append("  " + said(f"{report.duplicates} training rows repeat the content of another one"))
     if report.val_in_train:
-        lines.append(f"  {report.val_in_train} val rows have the same content as a training row")
+        lines.append("  " + said(f"{report.val_in_train} val rows have the same content as a training row"))
     if report.schedule:
         s = report.schedule
-        steps = f"{s.steps_per_epoch} steps an epoch, {s.total_steps} steps in all"
-        lines.append(f"  {s.batches_per_epoch} batches and {steps}")
-    return "\n".join([*lines, *(f"  {remark}" for remark in report.remarks)])
+        lines.append(
+            "  "
+            + said(
+                f"{s.batches_per_epoch} batches and {s.steps_per_epoch} steps an epoch, {s.total_steps} steps in all"
+            )
+        )
+    return "\n".join([*lines, *(f"  {said(remark)}" for remark in report.remarks)])
+
+
+def _reasons(drops: Drops) -> list[str]:
+    """The lines of what was dropped, each in the reader's language behind its indentation."""
+    return [line[: len(line) - len(line.lstrip())] + said(line.lstrip()) for line in drops.lines()]
 
 
 def _dataset_lines(count: DatasetCount) -> list[str]:
-    parts = [f"{count.read} rows"]
+    parts = [said(f"{count.read} rows")]
     for number, what in (
-        (count.drops.total, "dropped"),
-        (count.unsampled, "not sampled"),
-        (count.train, "train"),
-        (count.val, "val"),
-        (count.repeated, "of them repeats"),
+        (count.drops.total, "{} dropped"),
+        (count.unsampled, "{} not sampled"),
+        (count.train, "{} train"),
+        (count.val, "{} val"),
+        (count.repeated, "{} of them repeats"),
     ):
-        parts += [f"{number} {what}"] if number else []
+        parts += [said(what.format(number))] if number else []
     formats = ", ".join(f"{name} {n}" if len(count.formats) > 1 else name for name, n in count.formats.most_common())
     lines = [f"{count.spec}: {', '.join(parts)} ({formats})"]
-    lines += [f"  {line}" for line in count.drops.lines()]
-    lines += [f"  {n} x {note}" for note, n in count.notes.most_common() if n]
+    lines += [f"  {line}" for line in _reasons(count.drops)]
+    lines += ["  " + said(f"{n} x {note}") for note, n in count.notes.most_common() if n]
     if count.unused:
         names = [str(name) for name, _ in count.unused.most_common()]
-        lines.append(f"  columns not used: {', '.join(names[:12])}" + (" ..." if len(names) > 12 else ""))
-    return lines + ([f"  {count.filled} rows filled with the model's name and author"] if count.filled else [])
+        lines.append("  " + said(f"columns not used: {', '.join(names[:12])}") + (" ..." if len(names) > 12 else ""))
+    return lines + (
+        ["  " + said(f"{count.filled} rows filled with the model's name and author")] if count.filled else []
+    )
 
 
 def _split_lines(split: SplitCount, width: int) -> list[str]:
     facts = split.to_json()
     tokens = f"{facts['tokens']} tokens, {facts['trained_share']:.0%} of them learned"
-    lines = [f"{split.name}: {split.used} of {split.rows} rows used, {split.examples} examples, {tokens}"]
-    lines += [f"  dropped: {line}" if not line.startswith(" ") else f"  {line}" for line in split.drops.lines()]
-    for drops, what in ((split.truncated, "truncated"), (split.lost_end, "lost their end token")):
+    lines = [said(f"{split.name}: {split.used} of {split.rows} rows used, {split.examples} examples, {tokens}")]
+    dropped = said("dropped: ")
+    lines += [f"  {'' if line.startswith(' ') else dropped}{line}" for line in _reasons(split.drops)]
+    for drops, what in (
+        (split.truncated, "{} examples truncated"),
+        (split.lost_end, "{} examples lost their end token"),
+    ):
         if drops.total:
             places = ", ".join(where for places in drops.places.values() for where, _ in places[:3])
-            lines.append(f"  {drops.total} examples {what}: {places}" + (" ..." if drops.total > 3 else ""))
-    lines += [f"  {n} {NOTES.get(note, note)}" for note, n in split.notes.most_common()]
+            lines.append(f"  {said(what.format(drops.total))}: {places}" + (" ..." if drops.total > 3 else ""))
+    lines += [f"  {n} {said(NOTES.get(note, note))}" for note, n in split.notes.most_common()]
     if not split.examples:
         return lines
     shown = ", ".join(f"{name[1:]}% {length}" for name, length in split.percentiles().items())
-    lines.append(f"  tokens per example: mean {facts['length']['mean']:.0f}, at {shown}")
+    lines.append("  " + said(f"tokens per example: mean {facts['length']['mean']:.0f}, at {shown}"))
     return lines + [f"  {line}" for line in histogram_lines(split, width - 2)]
 
 
@@ -99,7 +116,7 @@ display:inline-block}code{font-size:13px}h2{margin-top:1.6em}.detail{color:#666}
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
-    cells = "".join(f"<th>{html.escape(name)}</th>" for name in head)
+    cells = "".join(f"<th>{html.escape(said(name))}</th>" for name in head)
     body = "".join("<tr>" + "".join(row) + "</tr>" for row in rows)
     return f"<table><tr>{cells}</tr>{body}</table>"
 
@@ -109,14 +126,14 @@ def _number(value: int) -> str:
 
 
 def _text(value: str) -> str:
-    return f"<td>{html.escape(value)}</td>"
+    return f"<td>{html.escape(said(value))}</td>"
 
 
 def _drop_table(title: str, groups: dict) -> str:
     rows = []
     for reason, found in groups.items():
         places = "<br>".join(
-            f"<code>{html.escape(p['where'])}</code> <span class=detail>{html.escape(p['detail'])}</span>"
+            f"<code>{html.escape(p['where'])}</code> <span class=detail>{html.escape(said(p['detail']))}</span>"
             for p in found["places"][:5]
         )
         rows.append([_text(reason or title), _number(found["rows"]), f"<td>{places}</td>"])
@@ -126,7 +143,7 @@ def _drop_table(title: str, groups: dict) -> str:
 def _split_html(split: SplitCount) -> str:
     facts = split.to_json()
     numbers = ("rows", "used", "dropped", "examples", "truncated", "lost_end_token", "tokens", "trained_tokens")
-    parts = [f"<h2>{html.escape(split.name)}</h2>"]
+    parts = [f"<h2>{html.escape(said(split.name))}</h2>"]
     parts.append(_table(list(numbers), [[_number(facts[name]) for name in numbers]]))
     parts.append(_drop_table("dropped", facts["dropped_by_reason"]))
     parts.append(_drop_table("truncated", facts["truncated_rows"]))
@@ -153,16 +170,18 @@ def report_html(report: DataReport, shown: Sequence[Shown] = ()) -> str:
     for count in report.datasets:
         facts = count.to_json()
         tables.append([_text(count.spec), *(_number(facts[name]) for name in head)])
-    parts = ["<h1>Data report</h1>", _table(["dataset", *head], tables)]
+    title = html.escape(said("Data report"))
+    parts = [f"<h1>{title}</h1>", _table(["dataset", *head], tables)]
     parts += [_dataset_html(count) for count in report.datasets]
     parts += [_split_html(split) for split in report.splits.values()]
     general = [f"{report.duplicates} training rows repeat the content of another one"] if report.duplicates else []
-    general += [f"{report.val_in_train} val rows are also training rows"] if report.val_in_train else []
+    if report.val_in_train:
+        general.append(f"{report.val_in_train} val rows have the same content as a training row")
     if report.schedule:
-        general.append(", ".join(f"{name.replace('_', ' ')}: {n}" for name, n in vars(report.schedule).items()))
-    parts += [f"<p>{html.escape(line)}</p>" for line in (*general, *report.remarks)]
+        general.append(", ".join(f"{said(name.replace('_', ' '))}: {n}" for name, n in vars(report.schedule).items()))
+    parts += [f"<p>{html.escape(said(line))}</p>" for line in (*general, *report.remarks)]
     parts.append(mask_html(shown))
-    head = f'<!doctype html><meta charset="utf-8"><title>Data report</title><style>{_STYLE}{STYLE}</style>'
+    head = f'<!doctype html><meta charset="utf-8"><title>{title}</title><style>{_STYLE}{STYLE}</style>'
     return f"{head}{''.join(parts)}\n"
 
 

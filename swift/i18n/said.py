@@ -1,7 +1,8 @@
 """What commands say, in Chinese: errors, reasons, notes. English stays in the code, `said.zh.toml` has the Chinese.
 
 A key is the English text with `{}` where a value stands; its translation names the values in order, `{0}`, `{1}`, and
-may turn them round. A message that no key fits is shown as it is. In English nothing is looked up.
+may turn them round. A message that no key fits is shown as it is. In English nothing is looked up. Section [words] has
+headings and forms that are put together, which scripts/make_said.py can't see in the code.
 """
 
 from __future__ import annotations
@@ -78,11 +79,16 @@ def catalogue() -> tuple[dict[str, str], dict[str, Rules], Rules]:
 
 
 @functools.cache
-def pairs() -> dict[str, str]:
-    """English key -> Chinese, of every section."""
+def pairs(but: str | None = None) -> dict[str, str]:
+    """English key -> Chinese, of every section; without the section `but`."""
     if sys.version_info >= (3, 11):
         import tomllib
     else:
         import tomli as tomllib
     content = (Path(__file__).parent / "said.zh.toml").read_text(encoding="utf-8")
-    return {key: target for section in tomllib.loads(content).values() for key, target in section.items()}
+    return {
+        key: target
+        for name, section in tomllib.loads(content).items()
+        if name != but
+        for key, target in section.items()
+    }

@@ -29,7 +29,7 @@ from swift.web.forms import SECRETS
 RECORD = "job.json"
 STOP_SECONDS = 60.0
 NAME = re.compile(r"\d{8}-\d{6}-[a-z0-9-]+-\d+")
-RUN_DIRECTORY = re.compile(r"^run directory: (.+)$", re.MULTILINE)
+RUN_DIRECTORY = re.compile(r"^(?:run directory: |运行目录：)\s*(.+)$", re.MULTILINE)  # as said in either language
 HEAD_BYTES = 1 << 18
 LOST_SECONDS = 10.0  # a job whose supervisor has not said a word after this long was never started
 
