@@ -3,7 +3,8 @@
 A value is scale * code - minimum; `group` values share scale and minimum. In Q4_0, Q5_0 and Q6_K the minimum is a fixed
 code times the scale, in the others it is its own. In the K formats a block of 256 holds its groups' scales (and
 minimums) as 6- or 8-bit integers of one float16. The layouts are those of ggml-quants.c (llama.cpp); gguf's own
-dequantizers read them back in the tests. Ranges are searched: every group takes the one with the least error.
+dequantizers read them back in the tests. Where the inputs are known ranges are searched, else a group's range is its
+largest value's: a smaller one has less error in the weights and more in the answers (benchmarks/RESULTS.md).
 """
 
 from __future__ import annotations
@@ -58,7 +59,7 @@ def encode(
         return torch.from_numpy(gguf.quantize(weight.cpu().numpy(), kind))
     form = FORMS[kind]
     grid = form.grid
-    held = Held.of(form, *search_ranges(weight, moments, grid, SHRINKS))
+    held = Held.of(form, *search_ranges(weight, moments, grid, (1.0,) if moments is None else SHRINKS))
     codes = round_nearest(weight, held.scales, held.zeros, grid)
     if moments is not None and damping is not None:
         better = round_gptq(weight, moments, held.scales, held.zeros, grid, damping)
