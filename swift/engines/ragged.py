@@ -26,6 +26,7 @@ from swift.engines.sampling import scored
 from swift.engines.scoring import common_length
 from swift.engines.sequence import GenerationState
 from swift.hub.resources import available_memory
+from swift.models.parts import config_value
 
 log = logging.getLogger("swift")
 
@@ -40,7 +41,8 @@ def kv_capacity(model: Any, context: int | None) -> int:
     """How many tokens' keys and values the device's free memory has room for; enough for one whole context."""
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
-    width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    width = config_value(config, "head_dim") or config.hidden_size // config.num_attention_heads
+    width = max(width, config_value(config, "global_head_dim") or 0)
     device = model.get_input_embeddings().weight.device
     item = model.dtype.itemsize if device.type != "cpu" else 4
     per_token = 2 * config.num_hidden_layers * heads * width * item

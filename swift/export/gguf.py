@@ -26,6 +26,7 @@ from swift.export.gguf_tensors import MIXED, PLAIN, Entry, Packed, entries, file
 from swift.export.gguf_tokens import Vocabulary, first_ids, read_vocabulary
 from swift.export.layerwise import Recipe
 from swift.export.quantize import QuantJob, check_shares
+from swift.models.parts import config_value
 
 log = logging.getLogger("swift")
 
@@ -130,7 +131,7 @@ def _unlike_positions(config: Any) -> str | None:
 
 
 def head_size(config: Any) -> int:
-    return getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    return config_value(config, "head_dim") or config.hidden_size // config.num_attention_heads
 
 
 def rope_of(config: Any) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -69,3 +70,11 @@ def find_parts(model: nn.Module) -> Parts:
         inner = (name for name, _ in model.get_submodule(tower).named_children())
         aligners += [f"{tower}.{name}" for name in inner if JOINING.search(name)]
     return Parts(path, tuple(towers), tuple(aligners), tuple(loose))
+
+
+def config_value(config: Any, name: str) -> Any:
+    """A config's attribute, None where it has none; its general value where layers may differ in it (Gemma 4)."""
+    try:
+        return getattr(config, name, None)
+    except RuntimeError:
+        return config.to_dict().get(name)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from swift.models.parts import LLM, find_parts
+from swift.models.parts import LLM, config_value, find_parts
 from swift.train.zero import numel
 
 WINDOWED = ("sliding_attention", "chunked_attention")
@@ -112,15 +112,15 @@ def _block(model: nn.Module, name: str) -> str:
 
 def _attention(config: Any, passes: int) -> list[tuple[int | None, float]]:
     """(window or None, operations for each pair of a token and one that it sees, over all layers of this kind)."""
-    heads, layers = getattr(config, "num_attention_heads", None), getattr(config, "num_hidden_layers", None)
+    heads, layers = config_value(config, "num_attention_heads"), config_value(config, "num_hidden_layers")
     if not isinstance(heads, int) or not isinstance(layers, int):
         return []
-    size = getattr(config, "head_dim", None) or config.hidden_size // heads
-    key = getattr(config, "qk_head_dim", None) or size
-    value = getattr(config, "v_head_dim", None) or size
-    window = getattr(config, "sliding_window", None) or getattr(config, "attention_chunk_size", None)
+    size = config_value(config, "head_dim") or config.hidden_size // heads
+    key = config_value(config, "qk_head_dim") or size
+    value = config_value(config, "v_head_dim") or size
+    window = config_value(config, "sliding_window") or config_value(config, "attention_chunk_size")
     default = ["full_attention" if window is None else "sliding_attention"] * layers
-    kinds = getattr(config, "layer_types", None) or default
+    kinds = config_value(config, "layer_types") or default
     work = 2.0 * passes * heads * (key + value)
     found = [(None, work * kinds.count("full_attention"))]
     found.append((window, work * sum(kinds.count(kind) for kind in WINDOWED)))
