@@ -134,13 +134,10 @@ def prepare_examples(
 
 
 def _packed(config: SftConfig, prepared: Prepared) -> PackedDataset | None:
-    """The training rows in bins, with --packing; UsageError for rows with media."""
+    """The training rows in bins, with --packing."""
     training = config.training
     if not training.packing:
         return None
-    if prepared.train.media:
-        fix = "leave it out; padding_free already spends nothing on padding"
-        raise UsageError("rows with images, videos or audio can't be packed", where="--packing", fix=fix)
     return PackedDataset(prepared.train, int(training.packing_length or 0), training.seed)
 
 
@@ -156,8 +153,9 @@ def _collator(config: SftConfig, prepared: Prepared, tokenizer: Any) -> PadColla
             processing.processor  # noqa: B018  rows of text don't need what only images need
         except MissingPackage:
             return pad
+    several = 2 if config.training.packing else 1  # a bin holds several rows
     for split, size in (
-        (prepared.train, config.training.per_device_train_batch_size),
+        (prepared.train, config.training.per_device_train_batch_size * several),
         (prepared.val, config.evaluation.per_device_eval_batch_size),
     ):
         if split is not None and size > 1:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("swift")
 
 ROWS, LENGTHS = 3, (64, 40, 23)
+SIGHT = 1000  # how many rows are looked through for one with media
 # Relative: of the loss, of a parameter's gradient. Below 32 bits the order of sums alone is worth about that much.
 TOLERANCES = {True: (1e-4, 2e-3), False: (2e-2, 0.15)}
 
@@ -84,7 +85,7 @@ def verify(
 
     `mixed`: under autocast.
     """
-    batch = collate([_clipped(examples_of(rows[i % len(rows)])[0], LENGTHS[i]) for i in range(min(ROWS, len(rows)))])
+    batch = collate([_clipped(row, length) for row, length in zip(_chosen(rows, path), LENGTHS, strict=False)])
     model = path.model
     exact = not mixed and all(p.dtype == torch.float32 for p in model.parameters() if p.is_floating_point())
     with random_state.untouched(), _at_rest(model), _noise_in_zeros(model):
@@ -115,8 +116,19 @@ def _in_a_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 
 
+def _chosen(rows: Sequence[Any], path: FastPath) -> list[Mapping[str, Any]]:
+    """The first rows; one with media among them where the model takes media and a row in sight has some."""
+    chosen = [examples_of(rows[i])[0] for i in range(min(ROWS, len(rows)))]
+    if path.sees and not any("media" in row for row in chosen):
+        seen = (row for i in range(min(SIGHT, len(rows))) for row in examples_of(rows[i]))
+        chosen[-1] = next((row for row in seen if "media" in row), chosen[-1])
+    return chosen
+
+
 def _clipped(row: Mapping[str, Any], length: int) -> dict[str, Any]:
-    """`length` tokens of a row, around its first label."""
+    """`length` tokens of a row, around its first label; a row with media whole, since its tokens stand for them."""
+    if "media" in row:
+        return row
     labels = row["labels"]
     first = next((i for i, label in enumerate(labels) if label != IGNORED), 0)
     start = max(0, min(first - length // 2, len(labels) - length))

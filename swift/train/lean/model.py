@@ -7,8 +7,9 @@ Promises: every refusal is a sentence for the user. Reads transformers' own name
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,6 +18,8 @@ from torch import nn
 from swift.train.lean import segments
 from swift.train.lean.head import Head, head_loss
 
+# the argument of transformers' masks by which files of models let the tokens of one image see each other
+BOTH_WAYS = "block_sequence_ids"
 ROW_KINDS = {"full_attention", "sliding_attention"}
 
 
@@ -33,13 +36,34 @@ def decoder_of(base: nn.Module) -> nn.Module | None:
     return decoder if isinstance(decoder, nn.Module) and decoder is not base else None
 
 
+def text_of(base: nn.Module) -> nn.Module | None:
+    """The transformers model whose attention reads the rows: `base` itself, or the language model of one that sees or
+    hears; None where that can't be told."""
+    if base.config.get_text_config() is base.config:
+        return base
+    decoder = base.get_decoder()
+    return decoder if getattr(decoder, "config", None) is base.config.get_text_config() else None
+
+
+def positions_of(base: nn.Module, inputs: Mapping[str, Any]) -> torch.Tensor | None:
+    """The model's own places of a padded batch's tokens, int64 [axes, B, T], where media stand in space and time: one
+    number for each axis; None where tokens are just counted."""
+    decoder = decoder_of(base)
+    own = getattr(decoder, "compute_3d_position_ids", None)
+    if own is None:
+        return None
+    known = {"inputs_embeds": None, "past_key_values": None} | dict(inputs)
+    names = inspect.signature(own).parameters
+    return own(**{name: known.get(name) for name in names})
+
+
 def refusal(base: nn.Module) -> str | None:
     """Why neither joined rows nor a head of our own are for this model; None when they may be."""
     config = getattr(base, "config", None)
     if config is None:
         return "it is no transformers model"
-    if config.get_text_config() is not config:
-        return "it reads more than text"
+    if config.get_text_config() is not config and text_of(base) is None:
+        return "its language model isn't a module of its own"
     if len(set((getattr(base, "hf_device_map", None) or {"": 0}).values())) > 1:
         return "its layers are spread over devices"
     return None
@@ -47,13 +71,16 @@ def refusal(base: nn.Module) -> str | None:
 
 def joining_refusal(base: nn.Module) -> str | None:
     """Why rows can't stand one behind the other in this model."""
-    config = base.config
+    text = text_of(base)
+    config = text.config
+    if text is not base and BOTH_WAYS in inspect.getsource(sys.modules[type(base).__module__]):
+        return "its attention goes both ways within an image"
     if not base._supports_attention_backend:
         return "its attention can't be exchanged"
     kinds = set(getattr(config, "layer_types", None) or ()) - ROW_KINDS
     if kinds:
         return f"it has layers of {', '.join(sorted(kinds))}"
-    if base._is_stateful or any(isinstance(module, nn.Conv1d) for module in base.modules()):
+    if text._is_stateful or any(isinstance(module, nn.Conv1d) for module in text.modules()):
         return "its layers carry a state from token to token"
     if config._attn_implementation not in ("sdpa", "eager", segments.NAME, *segments.FLASH):
         return f"it was loaded with attn_impl {config._attn_implementation}"
@@ -65,7 +92,7 @@ def head_of(base: nn.Module) -> Head | str:
     module = base.get_output_embeddings()
     if module is None or decoder_of(base) is None:
         return "its head isn't a module of its own"
-    config = base.config
+    config = base.config.get_text_config()
     scale = 1.0
     for name, power in (("logit_scale", 1), ("logits_scaling", -1), ("lm_head_multiplier", 1)):
         value = getattr(config, name, None)

@@ -71,7 +71,7 @@ class FastPath:
             self.padding_free = self.lean_head = False
         if self.lean_head:
             head = shapes.head_of(self.base)
-            routed = getattr(self.base.config, "output_router_logits", False)
+            routed = getattr(self.base.config.get_text_config(), "output_router_logits", False)
             if routed and shapes.router_loss_of(self.base) is None:
                 head = "its routers' loss is computed in a way of its own"
             if isinstance(head, str):
@@ -79,6 +79,11 @@ class FastPath:
                 self.lean_head = False
             else:
                 self._head = head
+
+    @property
+    def sees(self) -> bool:
+        """Whether the model takes more than text."""
+        return self.base.config.get_text_config() is not self.base.config
 
     @property
     def joins(self) -> bool:
@@ -92,10 +97,11 @@ class FastPath:
     def engage(self) -> None:
         """Put the parts into the model."""
         self.engaged = True
-        if self.padding_free and self.base.config._attn_implementation not in (segments.NAME, *segments.FLASH):
+        text = shapes.text_of(self.base)
+        if self.padding_free and text.config._attn_implementation not in (segments.NAME, *segments.FLASH):
             segments.register(opaque=self.torch_compile and not self.fused_layers)
-            self.before = self.base.config._attn_implementation
-            self.base.set_attn_implementation(segments.NAME)
+            self.before = text.config._attn_implementation
+            text.set_attn_implementation(segments.NAME)
         if self.lean_head:
             shapes.install(self.base, self._head)
         if self.fused_layers:
@@ -124,7 +130,7 @@ class FastPath:
             layer._compiled_call_impl = None
         self._compiled = []
         if self.before is not None:
-            self.base.set_attn_implementation(self.before)
+            shapes.text_of(self.base).set_attn_implementation(self.before)
             self.before = None
 
     def refuse(self, why: str) -> None:
@@ -162,9 +168,13 @@ class FastPath:
     ) -> tuple[torch.Tensor, LossParts]:
         """`inputs` is a padded batch, `model` the model in whatever wrapping; `router` weighs the routers' loss."""
         flat = segments.flatten(inputs)
-        implementation = self.base.config._attn_implementation
+        implementation = shapes.text_of(self.base).config._attn_implementation
         arguments = segments.attention_arguments(flat.segments, implementation, flat.input_ids.device)
-        arguments |= {"input_ids": flat.input_ids, "position_ids": flat.position_ids, "use_cache": False}
+        places = shapes.positions_of(self.base, inputs) if flat.more else None
+        if places is not None:
+            places = places[:, inputs["attention_mask"] != 0][:, None]
+        arguments |= {"input_ids": flat.input_ids, "use_cache": False, **flat.more}
+        arguments["position_ids"] = flat.position_ids if places is None else places
         outputs, parts = self._run(model, arguments, flat, smoothing)
         loss = parts.total / tokens
         if outputs.get("aux_loss") is not None:
@@ -177,7 +187,7 @@ class FastPath:
         targets = following[positions]
         weights = None if flat.loss_scale is None else flat.loss_scale[0, 1:][positions]
         if self.lean_head:
-            if getattr(self.base.config, "output_router_logits", False):
+            if getattr(self.base.config.get_text_config(), "output_router_logits", False):
                 arguments["output_router_logits"] = True
             lean = {"positions": positions, "targets": targets, "weights": weights, "smoothing": smoothing}
             outputs = model(**arguments, lean=lean)

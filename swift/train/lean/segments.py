@@ -18,6 +18,8 @@ from transformers.masking_utils import sdpa_mask
 from swift.train.losses import IGNORED
 
 NAME = "swift_segments"
+FLATTENED = ("input_ids", "attention_mask", "labels", "loss_scale")
+KINDS = "token_type_ids"  # the end of the names of tensors that say of each token what it is
 FLASH = ("flash_attention_2", "flash_attention_3")
 
 
@@ -57,13 +59,15 @@ class Segments:
 
 
 class Flat(NamedTuple):
-    """A batch without padding. Tensors int64 [1, tokens] but `loss_scale`, float or None."""
+    """A batch without padding. Tensors int64 [1, tokens] but `loss_scale`, float or None. `more`: what else a model is
+    given: media as they are, kinds of tokens [1, tokens]."""
 
     input_ids: torch.Tensor
     position_ids: torch.Tensor
     labels: torch.Tensor
     loss_scale: torch.Tensor | None
     segments: Segments
+    more: dict[str, Any]
 
 
 def first_tokens(mask: torch.Tensor) -> torch.Tensor:
@@ -83,6 +87,11 @@ def flatten(inputs: dict[str, Any]) -> Flat:
         labels[kept][None],
         None if weights is None else weights[kept][None],
         Segments(kept.sum(1).tolist()),
+        {
+            name: value[kept][None] if name.endswith(KINDS) else value
+            for name, value in inputs.items()
+            if name not in FLATTENED
+        },
     )
 
 
