@@ -11,7 +11,7 @@ from tests import tiny
 from tests.train import support
 
 
-def plain_losses(model, rows, tmp_path, **values) -> tuple[list[float], object]:
+def plain_losses(model, rows, tmp_path, optimizer=None, **values) -> tuple[list[float], object]:
     """Step losses of an unmodified transformers.Trainer with its own model loss."""
     from transformers import Trainer, TrainingArguments
 
@@ -40,7 +40,11 @@ def plain_losses(model, rows, tmp_path, **values) -> tuple[list[float], object]:
         return {k: v for k, v in support.collate(batch).items() if k != "row_ids"}
 
     trainer = Trainer(
-        model=model, args=TrainingArguments(**settings | values), train_dataset=rows, data_collator=collate
+        model=model,
+        args=TrainingArguments(**settings | values),
+        train_dataset=rows,
+        data_collator=collate,
+        optimizers=(optimizer, None),
     )
     trainer.train()
     return [r["loss"] for r in trainer.state.log_history if "loss" in r], trainer
