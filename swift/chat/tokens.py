@@ -2,7 +2,8 @@
 
 A whole text is tokenized once (`add_special_tokens=False`, as `apply_chat_template` does), never in pieces, so the ids
 are the ones that the model is served. A token belongs to a span when it holds a character of the span; where the first
-one also holds characters from before (a newline glued to the header's), the span is *straddled* and says so.
+one also holds characters from before (a newline glued to the header's), or where the text before the span has other
+tokens when it stands alone (GPT-2 cuts white space by what follows it), the span is *straddled* and says so.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class Tokens:
         self._controls: dict[str, bool] = {}
         self._pattern = re.compile("|".join(map(re.escape, self.added)) or r"(?!)")
         self._separable = self.fast and _separable(tokenizer)
+        self._tails: dict[str, list[int]] = {}
 
     def tokenize(self, texts: Sequence[str], raw: Sequence[bool]) -> list[Tokenized]:
         """Whole texts; a raw one gets the tokenizer's own special tokens (BOS) and no offsets."""
@@ -94,6 +96,13 @@ class Tokens:
         return ids
 
     @cached_property
+    def _looks_ahead(self) -> bool:
+        """Whether the pattern that cuts texts into words may ask what follows white space."""
+        cutter = self.tokenizer.backend_tokenizer.pre_tokenizer if self.fast else None
+        state = b"" if cutter is None else cutter.__getstate__()
+        return any(sign in state for sign in (b"(?!", b"(?=", b'"use_regex":true'))
+
+    @cached_property
     def _divider(self) -> str:
         """A control token that stands alone beside any text; "" where there is none."""
         rare_first = [*self.tokenizer.all_special_tokens, *reversed(self.added)]
@@ -134,8 +143,26 @@ class Tokens:
         before = ends[first - 1] if first else 0
         # a mark put before a word may claim the characters of the token behind it: look at that one's start as well
         reaches = first < last and (before < start or tokenized.offsets[first][0] < start)
-        straddled = reaches and self.ids(tokenized.text[:start]) != tokenized.ids[:first]
+        straddled = (reaches or self._may_differ(tokenized, start, first)) and (
+            self.ids(tokenized.text[:start]) != tokenized.ids[:first]
+        )
         return first, last, straddled
+
+    def _may_differ(self, tokenized: Tokenized, start: int, first: int) -> bool:
+        """Whether the white space before `start` seems to have other tokens where nothing follows it."""
+        space = start
+        while space and tokenized.text[space - 1].isspace():
+            space -= 1
+        if space == start or not self._looks_ahead:
+            return False
+        at = first
+        while at and tokenized.offsets[at - 1][0] >= space:
+            at -= 1
+        at = max(0, at - 1)  # the token before the white space, for a pattern that takes both together
+        tail = tokenized.text[tokenized.offsets[at][0] : start]
+        if tail not in self._tails:
+            self._tails[tail] = self.ids(tail)
+        return self._tails[tail] != tokenized.ids[at:first]
 
     def _positions_by_prefix(self, tokenized: Tokenized, span: Span) -> tuple[int, int, bool]:
         """Without offsets: the longest prefix of the ids that the text before each border has too."""

@@ -225,6 +225,27 @@ def test_a_leading_newline_that_melts_into_the_header_is_noted():
     assert learned(encoder, row) == ["\n\nHello<|im_end|>"]
 
 
+def test_white_space_cut_by_what_follows_it_is_noted():
+    """GPT-2's pattern makes one token of two line breaks at the end of a prompt, and two in front of a reply."""
+    from tokenizers import models, pre_tokenizers
+
+    tok = fitted(CHATML.replace("assistant\\n'", "assistant\\n\\n'").replace("+ '\\n' +", "+ '\\n\\n' +"))
+    tok.backend_tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    model = json.loads(tok.backend_tokenizer.model.__getstate__())
+    vocab, merges = model["vocab"], [tuple(merge) for merge in model["merges"]]
+    vocab.setdefault("ĊĊ", max(tok.get_vocab().values()) + 1)
+    tok.backend_tokenizer.model = models.BPE(vocab, [("Ċ", "Ċ"), *merges])
+    encoder = ChatEncoder(tok)
+    prompt = encoder.prompt([USER])
+    assert tok.convert_ids_to_tokens(prompt)[-1] == "ĊĊ"
+    encoded = encoder.encode(TALK)
+    assert encoded.input_ids == tok.apply_chat_template(TALK["messages"])["input_ids"]
+    assert encoded.input_ids[: len(prompt)] != prompt and "straddled" in encoded.notes
+    assert encoder.encode_batch([TALK] * 4) == [[encoded]] * 4
+    assert learned(encoder, TALK) == ["Hello there<|im_end|>", "Well, yes.<|im_end|>"]
+    assert encoder_of(CHATML).encode(TALK).notes == ()
+
+
 def test_a_tokenizer_without_offsets():
     from transformers import ByT5Tokenizer
 
