@@ -452,7 +452,8 @@ class ChatEncoder:
             other = Conversation(talk.template, talk.chat, talk.tools, {**talk.variables, **change})
         except Refusal:
             return False
-        return not find_turn(other, turn.index, self._closers(facts), facts.header).problem
+        found = find_turn(other, turn.index, self._closers(facts), facts.header)
+        return not (found.problem or self._checked(found, other, other.text).problem)
 
     # --- the template --------------------------------------------------------------------------------------------
 

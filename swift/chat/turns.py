@@ -77,6 +77,17 @@ class Conversation:
         """`prompt` with its segments."""
         return None if self.prompt(index) is None else self._render(index, True)
 
+    def header(self, index: int, prompt: Rendered) -> str:
+        """What `prompt` writes for message `index`: what it has beyond the same messages without a generation prompt,
+        or, where those are written otherwise without it, behind the last message's block."""
+        try:
+            bare = self._render(index, False, marks=False).text
+        except Refusal:
+            bare = None
+        if bare is not None and prompt.text.startswith(bare):
+            return prompt.text[len(bare) :]
+        return prompt.text[max(b for spans in prompt.segments.values() for _, b in spans) :]
+
     def _render(self, count: int, prompt: bool, marks: bool = True) -> Rendered:
         return self.template.render(
             self.chat[:count],
@@ -135,9 +146,8 @@ def composed(talk: Conversation, closers: Sequence[str]) -> tuple[str, Turn] | N
     prompt, own = talk.marked_prompt(index), talk.full.segments.get(index)
     if prompt is None or own is None or not prompt.segments:
         return None
-    header = prompt.text[max(b for spans in prompt.segments.values() for _, b in spans) :]
-    start = own[0][0]
-    if len(own) > 1 or not talk.text.startswith(header, start):
+    header, start = talk.header(index, prompt), own[0][0]
+    if not header or len(own) > 1 or not talk.text.startswith(header, start):
         return None
     text = prompt.text + talk.text[start + len(header) :]
     end = len(prompt.text) + own[0][1] - start - len(header)
@@ -184,7 +194,7 @@ def _opener(talk: Conversation, index: int) -> tuple[str, str]:
     prompt, own = talk.marked_prompt(index), talk.full.segments.get(index)
     if prompt is None or not own or not prompt.segments or index not in talk.full.segments:
         return "", ""
-    header = prompt.text[max(b for spans in prompt.segments.values() for _, b in spans) :]
+    header = talk.header(index, prompt)
     block = talk.text[own[0][0] : own[-1][1]]
     opener = header[common_prefix(header, block) :]
     return (opener, block) if re.fullmatch(r"\s*<[^<>/\s]+>\s*", opener) else ("", block)
