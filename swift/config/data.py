@@ -38,6 +38,9 @@ class SupplyOptions:
 
     cached_dataset: tuple[str, ...] = option(())
     cached_val_dataset: tuple[str, ...] = option(())
+    streaming: bool = option(False)
+    shuffle_buffer_size: int = option(1000, low=1, aliases=("buffer_size",))
+    lazy_tokenize: bool = option(False)
 
 
 @dataclass(frozen=True)

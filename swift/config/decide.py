@@ -11,6 +11,7 @@ from typing import TypeVar
 
 from swift.config.commands import ExportConfig, SftConfig
 from swift.config.decide_head import decide_head
+from swift.config.decide_supply import decide_supply
 from swift.config.speed import decide_speed
 from swift.errors import UsageError
 
@@ -43,6 +44,7 @@ def decide_sft(config: SftConfig, model_name: str, context: int | None, world_si
         _evaluation,
         _saving,
         decide_speed,
+        decide_supply,
     )
     for step in steps:
         config = step(config)

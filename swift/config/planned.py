@@ -9,8 +9,7 @@ from __future__ import annotations
 TOPICS: dict[str, str] = {
     "encoding": "agent_template sequence_parallel_size is_binary_loss_scale "
     "preserve_thinking add_non_thinking_prefix disable_ignore_empty_think model_kwargs",
-    "data": "streaming shuffle_buffer_size download_mode disable_auto_column_mapping "
-    "packing_num_proc packing_strategy decision_type",
+    "data": "download_mode disable_auto_column_mapping packing_num_proc packing_strategy decision_type",
     "heads": "reranker_use_activation mrl_dims metric eval_metric predict_with_generate center_rewards_coefficient",
     "loading": "local_repo_path init_strategy hqq_axis use_ray ray_exp_name device_groups enable_npu_model_patch",
     "tuners": "tuner_backend use_swift_lora "
@@ -42,7 +41,6 @@ FIXED: dict[str, str] = {
     "save_safetensors": "true",
     "template_backend": "jinja",
     "remove_unused_columns": "true",
-    "lazy_tokenize": "false",
     "vllm_use_async_engine": "true",
 }
 

@@ -14,8 +14,8 @@ class PadCollator:
     """Pad to the longest example of the batch.
 
     Returns input_ids, labels, attention_mask: int64 [batch, length], length a multiple of `pad_to_multiple_of`;
-    loss_scale: float32 [batch, length] (0 on padding) when the examples have it. With `with_row_ids`, row_ids:
-    list[int], one per example.
+    loss_scale: float32 [batch, length] (0 on padding, 1 in examples without it) when an example has it. With
+    `with_row_ids`, row_ids: list[int], one per example.
     `padding_side`: "right" or "left".
     """
 
@@ -41,14 +41,14 @@ class PadCollator:
             "labels": np.full(shape, IGNORED, np.int64),
             "attention_mask": np.zeros(shape, np.int64),
         }
-        if "loss_scale" in examples[0]:
+        if any("loss_scale" in example for example in examples):
             batch["loss_scale"] = np.zeros(shape, np.float32)
         for i, example in enumerate(examples):
             size = len(example["input_ids"])
             place = slice(0, size) if self.padding_side == "right" else slice(length - size, length)
             batch["attention_mask"][i, place] = 1
             for name in batch.keys() - {"attention_mask"}:
-                batch[name][i, place] = example[name]
+                batch[name][i, place] = example.get(name, 1.0)
         tensors: dict[str, Any] = {name: torch.from_numpy(values) for name, values in batch.items()}
         if self.with_row_ids:
             tensors["row_ids"] = [example["row_id"] for example in examples]

@@ -133,7 +133,7 @@ def prepare(
             sources = [(offset, c.source) for offset, c in zip(offsets, cached[split], strict=False)]
             sources.append((offsets[-1], loaded.source))
         if len(rows):
-            parts.append(_encode(rows, encoder, encoding, report, split))
+            parts.append(encode_split(rows, encoder, encoding, report, split))
             counts.append(report.split(split))
         if parts:
             encoded[split] = parts[0] if len(parts) == 1 else EncodedDataset.joined(parts, offsets)
@@ -165,9 +165,10 @@ def _cached(supply: SupplyOptions, split: str, encoder: ChatEncoder | PlainEncod
     return found
 
 
-def _encode(
+def encode_split(
     rows: Rows, encoder: ChatEncoder | PlainEncoder, options: EncodingOptions, report: DataReport, split: str
 ) -> EncodedDataset:
+    """Encode the rows of one split, or read them from the cache; they are counted in `report.split(split)`."""
     # whether media can be read is seen anew in each run
     key = encoder_key(encoder) if options.load_from_cache_file and not rows.store.has_media else None
     if key is None:

@@ -31,7 +31,20 @@ log = logging.getLogger("swift")
 
 LEAST_BYTES = 8 << 20  # smaller files are read faster than an entry is worth
 FACTS = "rows.json"
-_CODE = ("formats", "identity", "info", "load", "media", "messages", "read", "row_cache", "rows", "select", "spec")
+_CODE = (
+    "formats",
+    "identity",
+    "info",
+    "load",
+    "media",
+    "messages",
+    "read",
+    "row_cache",
+    "rows",
+    "select",
+    "sources",
+    "spec",
+)
 
 # train rows, val rows, report
 Read = tuple[Rows, Rows, DataReport]

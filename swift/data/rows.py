@@ -74,7 +74,7 @@ class RowStore:
 
     def append(self, data: Mapping[str, Any], source: Source) -> int:
         """Add a row and return its index; UnicodeEncodeError when a text holds half a surrogate pair."""
-        text = _compact(data)
+        text = compact(data)
         number = self._file_numbers.get(source.file)
         if number is None:
             number = self._file_numbers[source.file] = len(self._files)
@@ -90,7 +90,7 @@ class RowStore:
 
     def replace(self, index: int, data: Mapping[str, Any]) -> None:
         """Put other content in the place of a row; its source stays."""
-        text = _compact(data)
+        text = compact(data)
         self._starts[index] = len(self._text)
         self._text += text
         self._ends[index] = len(self._text)
@@ -134,7 +134,8 @@ class RowStore:
         return digest.hexdigest()
 
 
-def _compact(data: Mapping[str, Any]) -> bytes:
+def compact(data: Mapping[str, Any]) -> bytes:
+    """A row as compact UTF-8 JSON; TypeError, UnicodeEncodeError or RecursionError for what can't be written so."""
     return _JSON.encode(data).encode("utf-8")
 
 

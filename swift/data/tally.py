@@ -22,7 +22,7 @@ class Drops:
     counts: Counter[str] = field(default_factory=Counter)
     places: dict[str, list[tuple[str, str]]] = field(default_factory=dict)
 
-    def add(self, reason: str, detail: str, source: Source) -> None:
+    def add(self, reason: str, detail: str, source: Source | str) -> None:
         self.counts[reason] += 1
         places = self.places.setdefault(reason, [])
         if len(places) < PLACES:

@@ -25,6 +25,7 @@ from swift.train.kept import Saving
 from swift.train.lean.kernels import compile_layers
 from swift.train.lean.model import base_of
 from swift.train.lean.path import Compiling, FastPath
+from swift.train.ondemand import OnDemand
 from swift.train.profile import Profile
 from swift.train.trainer import SftTrainer
 from swift.train.weights import load_weights, save_weights
@@ -65,11 +66,13 @@ def build_trainer(
     processor_files: Sequence[Path] = (),
     data_fingerprint: str = "",
     objective: Objective | None = None,
+    on_demand: OnDemand | None = None,
 ) -> SftTrainer:
     """A trainer that writes its checkpoints and logging.jsonl to `args.output_dir` (which exists).
 
     `lengths`: tokens of each training row, needed by --group_by_length. `sources(row_id)`: file:line of a row.
     `processor_files` are saved with the tokenizer. `objective`: what a model that doesn't write text is trained for.
+    `on_demand`: what encodes the training rows, where that isn't done ahead.
     """
     training, kept = config.training, config.saving
     run_dir = Path(args.output_dir)
@@ -104,10 +107,12 @@ def build_trainer(
         lengths=lengths if training.group_by_length else None,
         fast_path=_fast_path(config, model),
         parameter_groups=_parameter_groups(config, model),
-        shuffle=training.train_dataloader_shuffle,
+        shuffle=training.train_dataloader_shuffle and not config.supply.streaming,
         acc_strategy=config.evaluation.acc_strategy,
         label_smoothing=training.label_smoothing_factor,
         eval_sums_to_host_every=config.evaluation.eval_accumulation_steps,
+        row_watch=None if on_demand is None else on_demand.watch,
+        first_rows=None if on_demand is None else on_demand.train,
     )
 
 

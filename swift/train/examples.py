@@ -13,18 +13,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from swift import runs
 from swift.chat.processing import Processing
 from swift.config.commands import SftConfig
 from swift.data import DataReport, EncodedDataset, PadCollator, Prepared, Rows, make_encoder, prepare, write_rows
 from swift.data.heads import HeadCollator, HeadDataset
 from swift.data.media_batch import MediaCollator
+from swift.data.ondemand import Lazy, SeenCollator, Streamed
 from swift.data.pack import OpenBins, PackedDataset
 from swift.data.prepare import refuse_nothing, use_template
 from swift.data.processors import find_processing
 from swift.errors import DataError, MissingPackage, UsageError
 from swift.hub import LocalModel
+from swift.train import ondemand
 from swift.train.head_rows import prepare_heads
+from swift.train.ondemand import OnDemand
 
 log = logging.getLogger("swift")
 
@@ -33,12 +38,13 @@ log = logging.getLogger("swift")
 class Examples:
     """`collate` makes batches of examples, `source(row_id)` is file:line. `val` is None without validation rows."""
 
-    train: EncodedDataset | HeadDataset | PackedDataset
+    train: EncodedDataset | HeadDataset | PackedDataset | Streamed | Lazy
     val: EncodedDataset | HeadDataset | None
     collate: PadCollator | HeadCollator | MediaCollator | OpenBins
     fingerprint: str
     source: Callable[[int], str]
     prepared: Prepared
+    longest: int = 0
 
     @property
     def report(self) -> DataReport:
@@ -47,6 +53,19 @@ class Examples:
     @property
     def val_rows(self) -> Rows:
         return self.prepared.val_rows
+
+    @property
+    def on_demand(self) -> OnDemand | None:
+        """What encodes the training rows, where that isn't done ahead."""
+        return self.prepared if isinstance(self.prepared, OnDemand) else None
+
+    def lengths_known(self) -> list[int]:
+        """Tokens of the training rows; of a sample of them and of the longest possible where they aren't known."""
+        if self.train.lengths is not None:
+            return self.train.lengths.tolist()
+        sample = self.prepared.train.lengths
+        rows = len(sample) if isinstance(self.train, Streamed) else len(self.train)
+        return np.resize(sample, rows).tolist() + [self.longest]
 
     def save(self, run_dir: Path) -> None:
         """The report, and the rows that were held out, into the run directory."""
@@ -75,6 +94,8 @@ def prepare_rows(
         processing = find_processing(model.directory, config.media, config.model.trust_remote_code)
     encoder = make_encoder(config.chat, tokenizer, template, model.directory, processing)
     options, training = config.model, config.training
+    if ondemand.wanted(config):
+        return ondemand.prepare_on_demand(config, encoder, world_size, check)
     if config.head.task_type != "causal_lm":
         config, prepared = prepare_heads(config, encoder, check)
     else:
@@ -125,6 +146,12 @@ def prepare_examples(
     log.info(prepared.report.to_text())
     check_rows(config, prepared)
     collate: Any = _collator(config, prepared, tokenizer)
+    if isinstance(prepared, OnDemand):
+        collate = OpenBins(SeenCollator(collate, takes_media=isinstance(collate, MediaCollator)))
+        longest = config.training.packing_length if config.training.packing else config.chat.max_length
+        return config, Examples(
+            prepared.items, prepared.val, collate, prepared.key, prepared.source, prepared, int(longest or 0)
+        )
     fingerprint, packed = prepared.train.fingerprint(), prepared.packed
     if packed is not None:
         collate = OpenBins(collate)

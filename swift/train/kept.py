@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate.utils import gather_object
 from peft import PeftModel
 from transformers import Trainer
 from transformers.trainer import OPTIMIZER_NAME, SCHEDULER_NAME
@@ -22,6 +23,7 @@ from swift import runs
 from swift.train import checkpoints, fsdp, metrics, zero
 from swift.train.callbacks import Schedule
 from swift.train.meter import MEANS, Meter
+from swift.train.rowwatch import RowWatch
 
 
 @dataclass(frozen=True)
@@ -42,11 +44,13 @@ class Saving:
 
 
 class KeptTrainer(Trainer):
-    """A subclass sets `saving`, `schedule` and `meter`, and says whether a window's sums are over all processes."""
+    """A subclass sets `saving`, `schedule`, `meter` and `row_watch` (None where rows are encoded ahead), and says
+    whether a window's sums are over all processes."""
 
     saving: Saving
     schedule: Schedule
     meter: Meter
+    row_watch: RowWatch | None
     best_saved: Path | None = None
     last_saved: Path | None = None
 
@@ -110,7 +114,12 @@ class KeptTrainer(Trainer):
             "elapsed_seconds": self.meter.watch.elapsed(),
             "evaluations_without_gain": self.schedule.evaluations_without_gain,
             "best_checkpoint": self.best_saved.name if self.best_saved else None,
+            "rows": self.rows_seen(),
         }
+
+    def rows_seen(self) -> list[dict[str, Any]]:
+        """Each process's counts of the rows that it was told of; [] where rows were counted ahead."""
+        return [] if self.row_watch is None else gather_object([self.row_watch.to_json()])
 
     @property
     def shards(self) -> str | None:
@@ -158,6 +167,8 @@ class KeptTrainer(Trainer):
         found = super()._init_training_state(
             max_steps, num_update_steps_per_epoch, num_train_epochs, resume_from_checkpoint, trial
         )
+        if self.row_watch is not None:
+            self.row_watch.restore()
         if resume_from_checkpoint is not None:
             self.args.eval_on_start = False
             if self.saving.resume_only_model:  # another course may have another best
@@ -173,6 +184,8 @@ class KeptTrainer(Trainer):
             # The main process carries the sums of all of them on; what is a mean over processes is scaled back.
             saved = progress["window"]
             window = saved | {name: saved[name] * self.args.world_size for name in MEANS}
+        if self.row_watch is not None and self.args.process_index == 0:
+            self.row_watch.restore(*progress["rows"])
         self.meter.restore(window, progress["tokens_seen"], progress["elapsed_seconds"])
         self.schedule.evaluations_without_gain = progress["evaluations_without_gain"]
         best = progress["best_checkpoint"]

@@ -57,12 +57,13 @@ def train_in_memory(
             examples.collate,
             callbacks=benchmarks.callbacks(setup.config, Path(args.output_dir)),
             sources=examples.source,
-            lengths=examples.train.lengths.tolist(),
+            lengths=None if examples.train.lengths is None else examples.train.lengths.tolist(),
             interrupt=interrupt,
             save_tokenizer=save_tokenizer,
             processor_files=processor_files(setup.model.directory),
             data_fingerprint=examples.fingerprint,
             objective=objective_of(setup.config),
+            on_demand=examples.on_demand,
         )
         if setup.config.training.probe:
             trainer.add_callback(Probe(trainer, examples.train.lengths))

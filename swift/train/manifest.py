@@ -52,7 +52,7 @@ def begin(run_dir: Path, setup: Setup, examples: Examples, job: str | None) -> N
         "model": {"name": setup.model.name, "path": str(setup.model.path), "source": setup.model.source},
         "data": {
             "fingerprint": examples.fingerprint,
-            "rows": len(examples.prepared.train),
+            "rows": len(examples.prepared.train if examples.on_demand is None else examples.train),
             "validation_rows": len(examples.val or ()),
         },
         "seed": config.training.seed,

@@ -56,6 +56,7 @@ def main(config: DataConfig) -> int:
     from swift.models.gguf import as_directory
     from swift.models.load import load_tokenizer
     from swift.train.examples import check_rows, prepare_rows, save_report
+    from swift.train.ondemand import OnDemand
 
     options = config.model
     tokenizer = load_tokenizer(
@@ -64,6 +65,8 @@ def main(config: DataConfig) -> int:
         new_special_tokens=options.new_special_tokens,
     )
     config, prepared = prepare_rows(config, setup.model, tokenizer, setup.world_size, check=False)
+    if isinstance(prepared, OnDemand):
+        prepared = prepared.counted()
     count = config.preview.show_rows
     if config.preview.json:
         print(json.dumps(prepared.report.to_json(), ensure_ascii=False, indent=2))

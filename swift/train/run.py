@@ -23,9 +23,10 @@ from swift.models.device import Device, pick_device
 from swift.models.plan import LoadPlan, plan_loading
 from swift.train import elastic, manifest, summary
 from swift.train.checkpoints import clean_leftovers
-from swift.train.examples import Examples, prepare_examples
+from swift.train.examples import Examples, prepare_examples, save_report
 from swift.train.fsdp_options import read_fsdp
 from swift.train.interrupt import Interrupt
+from swift.train.ondemand import OnDemand
 from swift.train.resume import ResumePoint
 from swift.train.sft import Advice, Setup
 from swift.train.sharding import DDP, sharded
@@ -113,7 +114,7 @@ def train(setup: Setup, loading: LoadPlan, advice: Advice | None = None) -> int:
     if advice is not None:
         rows = examples.prepared.train
         share = int(rows.trained.sum()) / int(rows.lengths.sum())
-        config, lines = advice(config, setup.model, examples.train.lengths.tolist(), share)
+        config, lines = advice(config, setup.model, examples.lengths_known(), share)
         setup = dataclasses.replace(setup, config=config)
         for line in lines:
             log.info(line)
@@ -182,6 +183,8 @@ def _train(setup: Setup, loading: LoadPlan, tokenizer: Any, examples: Examples) 
     save_tokenizer = config.tuner.tuner_type == "full" or bool(loading.new_special_tokens)
     with Interrupt() as interrupt:
         trainer = train_in_memory(setup, args, model, tokenizer, examples, interrupt, save_tokenizer, total)
+    if examples.on_demand is not None:
+        _report_rows(examples.on_demand, trainer.rows_seen(), run_dir if args.should_save else None)
     if args.should_save:
         summary.finish(run_dir, _outcome(trainer, config, interrupt))
     trainer.leave_group()
@@ -189,6 +192,14 @@ def _train(setup: Setup, loading: LoadPlan, tokenizer: Any, examples: Examples) 
         result = _outcome(trainer, config, interrupt).result
         benchmarks.evaluate(config, result or trainer.last_saved)
     return interrupt.exit_code
+
+
+def _report_rows(prepared: OnDemand, saved: list[dict[str, Any]], run_dir: Path | None) -> None:
+    """The data report of rows that were encoded while training went on."""
+    if run_dir is not None:
+        prepared = dataclasses.replace(prepared, report=prepared.final_report(saved))
+        log.info(prepared.report.to_text())
+        save_report(run_dir, prepared)
 
 
 def _settle_checkpointing(setup: Setup, args: TrainingArguments, model: Any) -> Setup:

@@ -78,6 +78,7 @@ class Filled(Sequence[Any]):
             raise IndexError(place)
         row = self.rows[_short(self.rows)]
         example = row if isinstance(row, Mapping) else row[0]
+        example = {name: value for name, value in example.items() if name != "seen"}  # told with the row itself
         unlearned = {**example, "labels": [IGNORED] * len(example["labels"])} if "labels" in example else example
         return Filler(unlearned if isinstance(row, Mapping) else [unlearned])
 

@@ -18,6 +18,7 @@ import torch
 from torch.utils.data import DataLoader
 from transformers import DefaultFlowCallback, PrinterCallback, TrainerCallback, TrainingArguments
 
+from swift.data.seen import Seen
 from swift.errors import TrainingError
 from swift.models.embed import takes_logits_to_keep
 from swift.train import metrics, random_state
@@ -27,6 +28,7 @@ from swift.train.lean.check import CheckFirst
 from swift.train.lean.path import FastPath
 from swift.train.losses import IGNORED, LossParts, causal_loss, label_count, label_positions
 from swift.train.meter import MEANS, Meter
+from swift.train.rowwatch import RowWatch
 from swift.train.shares import EpochOrder, Filled, WithoutFillers
 
 
@@ -35,6 +37,8 @@ class SftTrainer(KeptTrainer):
     `attention_mask`, `labels` int64 [B, T] and `row_ids`, a list of B; `sources(row_id)` says where a row comes from.
 
     `parameter_groups(names)`, if given, makes the optimizer's groups; the parameters of these names decay.
+    `row_watch` counts what batches tell of their rows (`seen`); `first_rows`: some rows to try the fast path on, where
+    `train_dataset` isn't to be asked twice.
     """
 
     def __init__(
@@ -56,6 +60,8 @@ class SftTrainer(KeptTrainer):
         acc_strategy: str = "token",
         label_smoothing: float = 0.0,
         eval_sums_to_host_every: int | None = None,
+        row_watch: RowWatch | None = None,
+        first_rows: Sequence[Any] | None = None,
     ):
         self.schedule, self.saving, self.sources = schedule, saving, sources
         self.parameter_groups, self.fast_path = parameter_groups, fast_path
@@ -70,6 +76,7 @@ class SftTrainer(KeptTrainer):
             if not args.dataloader_drop_last:
                 train_dataset = Filled(train_dataset, pass_rows)
         self.order = EpochOrder(count, seed, shuffle, lengths, group, len(train_dataset))
+        self.row_watch = row_watch
         self.narrow_logits = takes_logits_to_keep(model)
         self.own_loss = not args.use_liger_kernel
         super().__init__(
@@ -82,12 +89,13 @@ class SftTrainer(KeptTrainer):
         )
         self.remove_callback(DefaultFlowCallback)
         self.remove_callback(PrinterCallback)
-        self.add_callback(CheckFirst(self))
+        self.add_callback(CheckFirst(self, train_dataset if first_rows is None else first_rows))
         self.loss_is_scaled_for_ga = True
         self.meter = Meter(model, args.device, _product_dtype(model, args), acc_strategy, args.world_size)
         self.add_callback(self.meter.times)
         self.in_hand: tuple[list[int], tuple[int, ...]] = ([], (0, 0))  # rows and shape of the batch being computed
         self._step_losses: list[tuple[torch.Tensor, list[int]]] = []
+        self._step_seen: list[Seen] = []
 
     def close_reporters(self) -> None:
         """Leave the terminal and the event files in order, also when training ended in an error."""
@@ -132,7 +140,7 @@ class SftTrainer(KeptTrainer):
         count = torch.stack([of_batch(batch) for batch in batch_samples]).sum().to(device)
         if self.args.average_tokens_across_devices and self.args.world_size > 1:
             count = self.accelerator.gather(count).sum()
-        return count
+        return count.clamp(min=1)  # a step may have no label: all its rows were dropped
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         with self.meter.times.span("step"):
@@ -141,6 +149,8 @@ class SftTrainer(KeptTrainer):
     def compute_loss(self, model, inputs, return_outputs: bool = False, num_items_in_batch=None):
         """The batch's share of the step's mean: sum of its tokens' losses over the label tokens of the whole step."""
         rows = inputs.pop("row_ids")
+        if self.row_watch is not None:
+            self._step_seen += inputs.pop("seen").seen
         self.in_hand = (rows, tuple(inputs["input_ids"].shape))
         with self.meter.times.span("forward"), self.meter.needed.counting():
             loss, parts = self.forward_pass(model, inputs, num_items_in_batch, self.label_smoothing)
@@ -198,7 +208,9 @@ class SftTrainer(KeptTrainer):
         scaled = self.accelerator.scaler is not None or (self.is_deepspeed_enabled and self.args.fp16)
         if norm is not None and not math.isfinite(float(norm)) and not scaled:
             self._not_finite("gradient", [rows for _, rows in self._step_losses])
-        self._step_losses.clear()
+        if self.row_watch is not None:
+            self.row_watch.add(self._step_seen)
+        self.forget_batches()
         return norm
 
     def _not_finite(self, what: str, batches: list[list[int]]) -> None:
@@ -214,6 +226,7 @@ class SftTrainer(KeptTrainer):
     def forget_batches(self) -> None:
         """Let go of the batches of a step that isn't finished."""
         self._step_losses.clear()
+        self._step_seen.clear()
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None and self.parameter_groups is not None:

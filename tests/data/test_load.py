@@ -437,7 +437,7 @@ def test_fuzzed_lines_are_all_accounted_for(tmp_path_factory, lines, ending):
 
 
 def test_big_files_are_read_once(tmp_path, monkeypatch):
-    from swift.data import load, row_cache
+    from swift.data import row_cache, sources
 
     file = tmp_path / "x.jsonl"
     save(file, rows(50))
@@ -447,7 +447,7 @@ def test_big_files_are_read_once(tmp_path, monkeypatch):
     plain = load_rows(options)
     monkeypatch.setattr(row_cache, "LEAST_BYTES", 0)
     reads = []
-    monkeypatch.setattr(load, "read_file", lambda path: reads.append(path) or read_file(path))
+    monkeypatch.setattr(sources, "read_file", lambda path: reads.append(path) or read_file(path))
 
     def facts(loaded):
         kept = [r for r in loaded.report.remarks if "cache" not in r]

@@ -37,8 +37,8 @@ Loss = Callable[[], torch.Tensor]
 class CheckFirst(TrainerCallback):
     """Checks the trainer's fast path before the first step, and takes it out of the model after the last."""
 
-    def __init__(self, trainer: SftTrainer):
-        self.trainer = trainer
+    def __init__(self, trainer: SftTrainer, rows: Sequence[Any]):
+        self.trainer, self.rows = trainer, rows
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         trainer, path = self.trainer, self.trainer.fast_path
@@ -59,7 +59,7 @@ class CheckFirst(TrainerCallback):
         mixed = trainer.args.bf16 or trainer.args.fp16
         verify(
             path,
-            trainer.train_dataset,
+            self.rows,
             trainer.data_collator,
             by(trainer.plain_forward),
             by(trainer.forward_pass),
