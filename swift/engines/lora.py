@@ -41,6 +41,10 @@ class Loras:
         self._hooked: set[torch.nn.Module] = set()
         self._groups: Groups = ()
 
+    @property
+    def at_work(self) -> bool:
+        return bool(self._groups)
+
     @torch.inference_mode(False)
     def load(self, name: str, path: Path) -> Adapter:
         from peft.tuners.tuners_utils import BaseTunerLayer

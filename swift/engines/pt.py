@@ -90,12 +90,15 @@ class PtEngine:
         )
         self._grammars = GrammarCompiler(tokenizer, self._vocabulary, self._end_ids)
         self._tokenizer_lock = threading.Lock()
-        notes = [note] if (note := prepack(model, (available_memory() or 0) // 2)) else []
+        note = prepack(model, (available_memory() or 0) // 2)
+        notes = [note] if note else []
         self._loras = Loras(model)
         self._adapters: dict[str, Adapter] = {}
-        causal, ragged = CausalModel(model, self._loras), RaggedModel(model, self._loras)
+        causal = CausalModel(model, self._loras)
+        ragged = RaggedModel(model, self._loras, copies=note is not None)
         if ragged.usable:
-            notes.append("requests side by side without padding")
+            way = "a forward pass of our own" if ragged.lean else f"the model's own forward pass: {ragged.why_not_lean}"
+            notes.append(f"requests side by side without padding ({way})")
         else:
             notes.append(f"requests in padded batches ({ragged.why_not})")
         for note in notes:

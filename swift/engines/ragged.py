@@ -20,6 +20,7 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 from swift.engines import ragged_attention
+from swift.engines.lean import LeanModel, lean_of
 from swift.engines.lora import Adapter, Loras, groups
 from swift.engines.ragged_attention import NAME, Layers, Piece, Pool, RaggedCache, Steps, Strip
 from swift.engines.sampling import scored
@@ -54,14 +55,20 @@ def kv_capacity(model: Any, context: int | None) -> int:
 
 
 class RaggedModel:
-    """`usable` says whether the model gives the same answers this way."""
+    """`usable` says whether the model gives the same answers this way, `lean` is there where ours is too. `copies`: of
+    weights may be made.
+    """
 
-    def __init__(self, model: Any, loras: Loras | None = None):
-        self.model, self._loras = model, loras or Loras(model)
+    def __init__(self, model: Any, loras: Loras | None = None, copies: bool = False):
+        self.model, self._loras, self._copies = model, loras or Loras(model), copies
         self.device = model.get_input_embeddings().weight.device
         self._config = model.config.get_text_config()
         self.windows: list[int | None] = []
-        self.why_not = self._refusal() or self._difference()
+        self.lean: LeanModel | None = None
+        self.why_not = self._refusal()
+        self.why_not_lean = self.why_not or self._get_lean()
+        if self.lean is None:
+            self.why_not = self.why_not or self._difference()
         self.usable = self.why_not is None
 
     def _refusal(self) -> str | None:
@@ -78,6 +85,21 @@ class RaggedModel:
             return "its layers keep more than keys and values"
         self.windows = [x.sliding_window if isinstance(x, DynamicSlidingWindowLayer) else None for x in layers]
         return None
+
+    def _get_lean(self) -> str | None:
+        found = lean_of(self.model, self._loras, self.windows, self._copies)
+        if isinstance(found, str):
+            return found
+        try:
+            different = found.difference(self.model)
+        except Exception as error:  # whatever a strange model does with what it is given
+            return f"{type(error).__name__}: {error}"
+        if different is None:
+            self.lean = found
+            different = self._difference()
+        if different is not None:
+            self.lean = None
+        return different
 
     @torch.inference_mode()
     def _difference(self) -> str | None:
@@ -116,6 +138,9 @@ class RaggedModel:
         adapters: Sequence[Adapter | None] = (),
     ) -> torch.Tensor:
         """Of the tokens at the places `wanted`: [places, vocabulary]. `adapters`: one for each token, or none."""
+        if self.lean is not None:
+            with self._loras.using(groups(adapters, self.device)):
+                return self.lean.logits(ids, positions, wanted, cache)
         own = self._config._attn_implementation_internal
         self._config._attn_implementation_internal = NAME
         ragged_attention.now.cache = cache

@@ -142,52 +142,52 @@ class RaggedCache(Cache):
     def __init__(self, steps: Sequence[Steps], pieces: Sequence[Piece], windows: Sequence[int | None]):
         super().__init__(layers=[])
         self.steps, self.pieces, self.windows = steps, pieces, windows
-        self._layer: int | None = None
+        self.layer: int | None = None  # whose keys came last
 
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """key_states: [1, heads, tokens, width]"""
-        keys, values = key_states[0], value_states[0]
+        self.store(layer_idx, key_states[0].transpose(0, 1), value_states[0].transpose(0, 1))
+        self.layer = layer_idx
+        return key_states, value_states
+
+    def store(self, layer: int, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """keys, values: [tokens, heads, width]"""
         for part in self.steps:
             rows = slice(part.begin, part.begin + part.pool.rows)
-            for states, new in zip(part.pool.layers[layer_idx], (keys, values), strict=True):
-                states[part.index, :, part.places] = new[:, rows].transpose(0, 1).to(states.dtype)
+            for states, new in zip(part.pool.layers[layer], (keys, values), strict=True):
+                states[part.index, :, part.places] = new[rows].to(states.dtype)
         for piece in self.pieces:
             part = slice(piece.begin, piece.begin + piece.count)
-            piece.strip.write(layer_idx, piece.start, keys[:, part], values[:, part])
-        self._layer = layer_idx
-        return key_states, value_states
+            piece.strip.write(layer, piece.start, keys[part].transpose(0, 1), values[part].transpose(0, 1))
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         return 0
 
-    def attend(self, query: torch.Tensor, scale: float, softcap: float | None, sinks: torch.Tensor | None, window: Any):
-        """query: [1, heads, tokens, width]; returns [1, tokens, heads, value width]."""
-        layer, self._layer = self._layer, None
-        if layer is None or window != self.windows[layer]:
-            raise NotRagged("attention without keys of its own, or with another window than its cache")
-        query = query[0]
-        out = None
-        for part in self.steps:
-            found = self._step(part, layer, query, scale, softcap, sinks, window)
-            out = query.new_empty(query.shape[1], query.shape[0], found.shape[-1]) if out is None else out
-            out[part.begin : part.begin + part.pool.rows] = found
+    def attend(
+        self, layer: int, query: torch.Tensor, scale: float, softcap: Any, sinks: Any, window: int | None
+    ) -> torch.Tensor:
+        """query: [tokens, heads, width]; returns [tokens, heads, value width]."""
+        if window != self.windows[layer]:
+            raise NotRagged("attention with another window than its cache")
+        places = [slice(part.begin, part.begin + part.pool.rows) for part in self.steps]
+        found = [
+            self._step(part, layer, query[rows], scale, softcap, sinks, window)
+            for part, rows in zip(self.steps, places, strict=True)
+        ]
         for piece in self.pieces:
-            found = self._piece(piece, layer, query, scale, softcap, sinks, window)
-            out = query.new_empty(query.shape[1], query.shape[0], found.shape[-1]) if out is None else out
-            out[piece.begin : piece.begin + piece.count] = found
-        assert out is not None
-        return out[None]
+            places.append(slice(piece.begin, piece.begin + piece.count))
+            found.append(self._piece(piece, layer, query[places[-1]], scale, softcap, sinks, window))
+        return found[0] if len(found) == 1 else torch.cat(found)
 
     def _step(self, part: Steps, layer: int, query: Any, scale: Any, softcap: Any, sinks: Any, window: Any) -> Any:
-        """[rows, heads, width]"""
+        """query: [rows, heads, width], as the result."""
         rows = part.pool.rows
         keys, values = part.pool.layers[layer]
         first = 0 if window is None else max(0, part.shortest - window + 1)
         keys, values = (s[:rows, :, first : part.longest + 1] for s in (keys, values))
-        grouped = query[:, part.begin : part.begin + rows].transpose(0, 1).to(keys.dtype)
-        grouped = grouped.reshape(rows, keys.shape[1], -1, query.shape[-1])  # [rows, key heads, queries, width]
+        grouped = query.to(keys.dtype).reshape(rows, keys.shape[1], -1, query.shape[-1])  # by key head
         mask = part.mask(window, first, keys)
         if softcap is None and sinks is None:
             found = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
@@ -195,14 +195,14 @@ class RaggedCache(Cache):
             if sinks is not None:
                 sinks = sinks.view(1, keys.shape[1], -1, 1)
             found = _by_hand(grouped, keys, values, mask, scale, softcap, sinks)
-        return found.reshape(rows, query.shape[0], -1).to(query.dtype)
+        return found.reshape(rows, query.shape[1], -1).to(query.dtype)
 
     def _piece(self, piece: Piece, layer: int, query: Any, scale: Any, softcap: Any, sinks: Any, window: Any) -> Any:
-        """[tokens, heads, width]"""
+        """query: [tokens, heads, width], as the result."""
         stop = piece.start + piece.count
         first = 0 if window is None else max(0, piece.start - window + 1)
         keys, values = (s[None, :, first:stop] for s in piece.strip.layers[layer])
-        own = query[None, :, piece.begin : piece.begin + piece.count]
+        own = query.transpose(0, 1)[None]
         plain = softcap is None and sinks is None
         if plain and piece.start == 0 and (window is None or stop <= window):
             found = scaled_dot_product_attention(own, keys, values, is_causal=True, scale=scale, enable_gqa=True)
@@ -248,7 +248,12 @@ def _attention(
     if scale is None:
         scale = query.shape[-1] ** -0.5
     cache: RaggedCache = now.cache
-    return cache.attend(query, scale, given.get("softcap"), given.get("s_aux"), given.get("sliding_window")), None
+    layer, cache.layer = cache.layer, None
+    if layer is None:
+        raise NotRagged("attention without keys of its own")
+    query = query[0].transpose(0, 1)
+    found = cache.attend(layer, query, scale, given.get("softcap"), given.get("s_aux"), given.get("sliding_window"))
+    return found[None], None
 
 
 AttentionInterface.register(NAME, _attention)

@@ -5,11 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from swift.engines import ragged
 from swift.engines.protocol import GenerationRequest, Sampling, generate, generate_all
 from swift.engines.pt import PtEngine
 from swift.engines.ragged import Beginnings, RaggedModel, Rows
-from swift.engines.ragged_attention import Strip
+from swift.engines.ragged_attention import RaggedCache, Strip
 from tests import tiny
 from tests.engines.test_pt import ANSWER_LENGTHS, FAMILIES, endless, greedy, prompts_of, reference
 
@@ -64,14 +63,10 @@ def test_more_families_answer_as_generate_does(family, tokenizer):
 
 def test_a_model_that_looks_at_padding_differently_is_refused(llama, monkeypatch):
     """The check computes: attention that is a little off is found."""
-    plain = ragged.ragged_attention._attention
-    from transformers import AttentionInterface
-
-    AttentionInterface.register(ragged.NAME, lambda *a, **k: (plain(*a, **k)[0] * 1.1, None))
-    try:
-        assert "nats" in RaggedModel(llama).why_not
-    finally:
-        AttentionInterface.register(ragged.NAME, plain)
+    plain = RaggedCache.attend
+    monkeypatch.setattr(RaggedCache, "attend", lambda *a: plain(*a) * 1.1)
+    found = RaggedModel(llama)
+    assert "nats" in found.why_not and "something else" in found.why_not_lean
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3_text"])
