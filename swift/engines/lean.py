@@ -247,7 +247,7 @@ def _side_by_side(layers: Sequence[nn.Module], loras: Loras, copies: bool) -> Ma
     together = packed_together(layers) if copies else None
 
     def project(x: torch.Tensor) -> torch.Tensor:
-        if together is None or loras.at_work:
+        if together is None or loras.at_work or len(x) == 1:  # oneDNN's layout is slower for one row
             return torch.cat([layer(x) for layer in layers], -1)
         return together(x)
 
