@@ -43,8 +43,8 @@ def check_name(config: SftConfig) -> None:
     training = config.training
     name, known = training.optim, [member.value for member in OptimizerNames]
     if name not in known:
-        close = difflib.get_close_matches(name, known, 3)
-        raise UsageError(f"no such value: {name}", where="--optim", fix=f"one of {', '.join(close or known)}")
+        near = {*difflib.get_close_matches(name, known, 3), *(each for each in known if each.startswith(name[:4]))}
+        raise UsageError(f"no such value: {name}", where="--optim", fix=f"one of {', '.join(sorted(near) or known)}")
     low_rank = name.startswith(LOW_RANK)
     if training.optim_target_modules and not low_rank:
         raise UsageError(f"--optim {name} projects nothing", where="--optim_target_modules", fix="leave it out")

@@ -176,6 +176,6 @@ def test_the_check_leaves_weights_and_random_numbers_alone(tmp_path):
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     torch.manual_seed(5)
     state = torch.get_rng_state()
-    CheckFirst(trainer).on_train_begin(trainer.args, trainer.state, trainer.control)
+    CheckFirst(trainer, trainer.train_dataset).on_train_begin(trainer.args, trainer.state, trainer.control)
     assert trainer.fast_path.lean_head and torch.equal(torch.get_rng_state(), state) and model.training
     assert all(torch.equal(p, before[name]) and p.grad is None for name, p in model.named_parameters())
