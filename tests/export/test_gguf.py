@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
 
 from swift import runs
 from swift.cli import main
-from swift.export import layerwise
 from swift.export.gguf_blocks import FORMS, decode, encode
 from tests import tiny
+from tests.export.cut import cut_once
 from tests.export.test_merge import adapter_of
 from tests.export.test_quantize import IDS, SMALL, plain, rows_in
 
@@ -157,15 +157,7 @@ def test_rows_calibrate_and_a_cut_run_goes_on(tmp_path, family, words, monkeypat
     assert stored.get("blk.0.ffn_gate_inp.weight", "F32") == "F32"
     report = json.loads((tmp_path / "out" / "quantization_report.json").read_text())
     assert 1e-7 < report["divergence"] < 0.05 and report["quantized_share"] > 0.5
-    real, seen = layerwise._quantize_layer, []
-
-    def cut(job, layer, index, calls, hidden):
-        seen.append(index)
-        if len(seen) == 2:
-            raise KeyboardInterrupt
-        return real(job, layer, index, calls, hidden)
-
-    monkeypatch.setattr(layerwise, "_quantize_layer", cut)
+    seen = cut_once(monkeypatch)
     again = ["--model", base, "--output_dir", tmp_path / "again" / "out", *rows]
     (tmp_path / "again").mkdir()
     assert export(*again) != 0 and not (tmp_path / "again" / "out").exists()

@@ -13,12 +13,12 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from swift import runs
 from swift.cli import main
 from swift.config.model import ModelOptions, QuantizationOptions
-from swift.export import layerwise
 from swift.hub import check_model_files
 from swift.models.device import pick_device
 from swift.models.load import load_model
 from swift.models.plan import plan_loading
 from tests import tiny
+from tests.export.cut import cut_once
 from tests.export.test_merge import adapter_of
 
 IDS = torch.tensor([[5, 9, 200, 31, 77, 12, 400, 3]])
@@ -177,15 +177,7 @@ def test_bitsandbytes_is_read_by_plain_transformers(tmp_path, bits):
 def test_a_cut_run_goes_on_and_gives_the_same_files(tmp_path, monkeypatch):
     base, out = exported(tmp_path, "qwen3_moe", "awq")
     words = ["--model", base, "--quant_method", "awq", "--dataset", tmp_path / "rows.jsonl", *SMALL]
-    real, seen = layerwise._quantize_layer, []
-
-    def cut(job, layer, index, calls, hidden):
-        seen.append(index)
-        if len(seen) == 2:
-            raise KeyboardInterrupt
-        return real(job, layer, index, calls, hidden)
-
-    monkeypatch.setattr(layerwise, "_quantize_layer", cut)
+    seen = cut_once(monkeypatch)
     again = tmp_path / "again"
     assert export(*words, "--output_dir", again) != 0
     assert not again.exists()

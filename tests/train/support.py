@@ -11,6 +11,20 @@ import torch
 from swift.config.commands import SftConfig
 from tests import tiny
 
+# What a log's record says of speed, time and memory: other numbers in every run.
+SPEED = (
+    "tokens_per_second",
+    "padding_share",
+    "flops_per_second",
+    "mfu",
+    "data_share",
+    "forward_share",
+    "backward_share",
+    "optimizer_share",
+    "memory_gib",
+)
+CLOCK = ("elapsed_seconds", "eta_seconds")
+
 
 class RowList(list):
     """Encoded rows with their numbers."""

@@ -90,20 +90,7 @@ def test_a_killed_run_ends_like_an_undisturbed_one(tmp_path, case):
     assert not support.same_weights(
         tmp_path / "whole" / last, tmp_path / "whole" / checkpoints.name_of(cfg.saving.save_steps)
     )
-    timeless = (
-        "padding_share",
-        "flops_per_second",
-        "mfu",
-        "data_share",
-        "forward_share",
-        "backward_share",
-        "optimizer_share",
-        "elapsed_seconds",
-        "eta_seconds",
-        "tokens_per_second",
-        "memory_gib",
-        "eval_seconds",
-    )
+    timeless = (*support.SPEED, *support.CLOCK, "eval_seconds")
     logs = [
         [{k: v for k, v in record.items() if k not in timeless} for record in support.records(tmp_path / name)]
         for name in ("whole", "killed")

@@ -22,20 +22,11 @@ NUMBERS = (
     "grad_norm",
     "learning_rate",
     "token_acc",
-    "tokens_per_second",
-    "padding_share",
-    "flops_per_second",
-    "mfu",
-    "data_share",
-    "forward_share",
-    "backward_share",
-    "optimizer_share",
-    "memory_gib",
+    *support.SPEED,
     "epoch",
     "step",
     "max_steps",
-    "elapsed_seconds",
-    "eta_seconds",
+    *support.CLOCK,
 )
 
 
