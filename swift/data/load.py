@@ -50,6 +50,10 @@ class Loaded:
         """The file and line of an encoded example's `row_id`."""
         return self.train.store.source(row_id)
 
+    def place(self, row_id: int) -> str:
+        """file:line of an encoded example's row."""
+        return str(self.source(row_id))
+
 
 def load_rows(
     options: DataOptions,

@@ -54,9 +54,14 @@ def big_enough(files: Iterable[Path]) -> bool:
     return sum(file.stat().st_size for file in files if file.is_file()) >= LEAST_BYTES
 
 
+def digest_of(facts: Any) -> Any:
+    """A sha256 object begun with `facts` as JSON, what JSON doesn't know as str."""
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
+
+
 def row_key(files: Iterable[Path], facts: Any) -> str:
     """A name that changes with the files' content and places, `facts` and the code that reads rows."""
-    digest = hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode("utf-8", "surrogatepass"))
+    digest = digest_of(facts)
     for name in _CODE:
         digest.update(Path(__file__).with_name(f"{name}.py").read_bytes())
     for file in files:

@@ -145,7 +145,7 @@ class Queue:
         """One batch: the oldest text, and those of its adapter and of like length that wait with it."""
         chosen = self._take()
         if chosen:
-            self._compute([text for text, _ in chosen], chosen)
+            self._compute(chosen)
         with self._lock:
             more = bool(self._pending)
         if more:
@@ -169,21 +169,22 @@ class Queue:
             self._pending = [entry for entry in self._pending if id(entry) not in taken]
         return [((text, name), future) for text, name, future in batch if future.set_running_or_notify_cancel()]
 
-    def _compute(self, texts: Sequence[tuple[Text, Any]], chosen: Sequence[Any]) -> None:
+    def _compute(self, chosen: Sequence[tuple[tuple[Text, Any], Future[list[float]]]]) -> None:
+        texts, adapter = [text for (text, _), _ in chosen], chosen[0][0][1]
         try:
-            found = self._run([text for text, _ in texts], texts[0][1])
+            found = self._run(texts, adapter)
         except Exception as error:
             if len(chosen) > 1:  # the one at fault fails alone
                 for one in chosen:
-                    self._compute([one[0]], [one])
+                    self._compute([one])
                 return
-            log.warning("a text of %d tokens failed: %s", len(texts[0][0].ids), error)
+            log.warning("a text of %d tokens failed: %s", len(texts[0].ids), error)
             told = EngineError(f"the model failed on this text: {type(error).__name__}: {error}")
             told.__cause__ = error
             chosen[0][1].set_exception(told)
             self._told(failed=1)
             return
-        self._told(finished=len(chosen), prompt_tokens=sum(len(text.ids) for text, _ in texts))
+        self._told(finished=len(chosen), prompt_tokens=sum(len(text.ids) for text in texts))
         for (_, future), values in zip(chosen, found, strict=True):
             future.set_result(values)
 

@@ -27,9 +27,14 @@ def reload(job: QuantJob, directory: Path) -> Any:
     path = next(directory.glob("*.gguf"))
     name = json.loads((job.base / "config.json").read_text(encoding="utf-8"))["architectures"][0]
     arch = ARCHITECTURES[name]
-    known = arch.name.replace("qwen3moe", "qwen3_moe") in GGUF_CONFIG_MAPPING and name not in OWN
+    known = _in_transformers(arch) in GGUF_CONFIG_MAPPING and name not in OWN
     model = _by_transformers(job, path, arch) if known else _by_names(job, path, arch)
     return model.to(job.plan.device.torch_name).eval()
+
+
+def _in_transformers(arch: Architecture) -> str:
+    """The architecture's name in transformers' GGUF tables."""
+    return arch.name.replace("qwen3moe", "qwen3_moe")
 
 
 def _by_transformers(job: QuantJob, path: Path, arch: Architecture) -> Any:
@@ -46,7 +51,7 @@ def _by_transformers(job: QuantJob, path: Path, arch: Architecture) -> Any:
     source = load_config(job.base)
     with fast_gguf_reading(), quiet():
         config = AutoConfig.from_pretrained(path.parent, gguf_file=path.name)
-        taken = GGUF_CONFIG_MAPPING[arch.name.replace("qwen3moe", "qwen3_moe")].values()
+        taken = GGUF_CONFIG_MAPPING[_in_transformers(arch)].values()
         read = {*taken, "model_type", "architectures", "transformers_version"}
         for name, value in source.to_diff_dict().items():
             if name not in read and name != "rope_parameters" and name in config.to_dict():

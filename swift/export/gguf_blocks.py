@@ -16,7 +16,7 @@ import gguf
 import torch
 from gguf import GGMLQuantizationType as Type
 
-from swift.export.rounding import Codes, Grid, output_error, round_gptq, round_nearest, search_ranges
+from swift.export.rounding import Codes, Grid, output_error, ranges, round_gptq, round_nearest, search_ranges
 
 SHRINKS = tuple(1.05 - i / 40 for i in range(19))  # ranges tried: a little beyond the largest value down to 60 % of it
 SMALLEST = 6e-8  # of float16
@@ -59,7 +59,9 @@ def encode(
         return torch.from_numpy(gguf.quantize(weight.cpu().numpy(), kind))
     form = FORMS[kind]
     grid = form.grid
-    held = Held.of(form, *search_ranges(weight, moments, grid, (1.0,) if moments is None else SHRINKS))
+    held = Held.of(
+        form, *(ranges(weight, grid, 1.0) if moments is None else search_ranges(weight, moments, grid, SHRINKS))
+    )
     codes = round_nearest(weight, held.scales, held.zeros, grid)
     if moments is not None and damping is not None:
         better = round_gptq(weight, moments, held.scales, held.zeros, grid, damping)

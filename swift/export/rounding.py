@@ -80,22 +80,17 @@ def nearest(weight: torch.Tensor, scales: torch.Tensor, zeros: torch.Tensor, gri
 
 
 def search_ranges(
-    weight: torch.Tensor, moments: torch.Tensor | None, grid: Grid, shrinks: tuple[float, ...] = SHRINKS
+    weight: torch.Tensor, moments: torch.Tensor, grid: Grid, shrinks: tuple[float, ...] = SHRINKS
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """(scales, zeros) of the range that gives each group the smallest output error by itself; without `moments` the
-    smallest error of its weights.
-    """
+    """(scales, zeros) of the range that gives each group the smallest output error by itself."""
     groups = weight.shape[1] // grid.group
     index = torch.arange(groups, device=weight.device)
-    blocks = None
-    if moments is not None:
-        blocks = moments.view(groups, grid.group, groups, grid.group)[index, :, index, :]  # [groups, g, g]
+    blocks = moments.view(groups, grid.group, groups, grid.group)[index, :, index, :]  # [groups, g, g]
     best: torch.Tensor | None = None
     for shrink in shrinks:
         scales, zeros = ranges(weight, grid, shrink)
         off = (nearest(weight, scales, zeros, grid) - weight).view(-1, groups, grid.group).transpose(0, 1)
-        forward = off if blocks is None else torch.bmm(off, blocks)
-        error = (forward * off).sum(-1).transpose(0, 1)  # [rows, groups]
+        error = (torch.bmm(off, blocks) * off).sum(-1).transpose(0, 1)  # [rows, groups]
         if best is None:
             best, kept = error, (scales, zeros)
             continue

@@ -11,21 +11,13 @@ import functools
 import re
 import sys
 from pathlib import Path
-from typing import Protocol
 
+from swift.errors import SwiftError
 from swift.i18n import language
 
 HOLE = re.compile(r"\{\}")
 NESTED = 3  # messages inside messages
 INDEXED = 6  # characters of a key's beginning by which it is found
-
-
-class Failure(Protocol):
-    """What a SwiftError has."""
-
-    what: str
-    where: str | None
-    fix: str | None
 
 
 def said(message: str, lang: str | None = None) -> str:
@@ -35,11 +27,10 @@ def said(message: str, lang: str | None = None) -> str:
     return _translated(message, depth=0) or message
 
 
-def error_said(error: Failure, lang: str | None = None) -> str:
-    """An error as `str(error)` lays it out: where, what, and on its own line what to do."""
-    where = f"{said(error.where, lang)}: " if error.where else ""
-    fix = f"\n  -> {said(error.fix, lang)}" if error.fix else ""
-    return f"{where}{said(error.what, lang)}{fix}"
+def error_said(error: SwiftError, lang: str | None = None) -> str:
+    """`str(error)` with its parts translated."""
+    where, fix = (said(part, lang) if part else None for part in (error.where, error.fix))
+    return str(SwiftError(said(error.what, lang), where=where, fix=fix))
 
 
 def _translated(message: str, depth: int) -> str | None:

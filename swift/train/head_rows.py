@@ -52,9 +52,7 @@ def prepare_heads(config: SftConfig, encoder: Any, check: bool) -> tuple[SftConf
     train = encode_heads(loaded.train, head_encoder, loaded.report, "train")
     val = encode_heads(loaded.val, head_encoder, loaded.report, "val") if len(loaded.val) else None
     _check_batches(config, train)
-    prepared = HeadPrepared(
-        train, val, loaded.val, loaded.report, lambda row_id: str(loaded.source(row_id)), head_encoder
-    )
+    prepared = HeadPrepared(train, val, loaded.val, loaded.report, loaded.place, head_encoder)
     return config, prepared
 
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import math
 from dataclasses import dataclass
 from itertools import islice
@@ -23,12 +22,12 @@ from swift.config.commands import SftConfig
 from swift.data import EncodedDataset, Prepared, encode_rows, load_rows, prepare
 from swift.data.cache import encoder_facts
 from swift.data.encoded import Builder
-from swift.data.load import Loaded
 from swift.data.ondemand import Example, Lazy, Streamed, bins, examples
 from swift.data.plain import PlainEncoder
 from swift.data.prepare import encode_split, read_options
 from swift.data.read import file_format
 from swift.data.report import DataReport
+from swift.data.row_cache import digest_of
 from swift.data.rows import Rows
 from swift.data.seen import SeenCounts
 from swift.data.sources import Found
@@ -101,23 +100,19 @@ def _lazy(config: SftConfig, encoder: ChatEncoder | PlainEncoder, world_size: in
         training.max_steps,
         len(rows),
     )
-    key = _digest(rows.digest(), encoder_facts(encoder))
+    key = digest_of([rows.digest(), encoder_facts(encoder)]).hexdigest()
     watch = RowWatch(SeenCounts(), config.data.strict, config.data.max_drop_ratio)
     return OnDemand(
         train=sample,
         val=val,
         val_rows=loaded.val,
         report=report,
-        source=_places(loaded),
+        source=loaded.place,
         encoder=encoder,
         items=Lazy(rows, encoder),
         watch=watch,
         key=key,
     )
-
-
-def _places(loaded: Loaded):
-    return lambda row_id: str(loaded.source(row_id))
 
 
 def _stream(
@@ -181,7 +176,7 @@ def _stream_key(stream: RowStream, encoder: Any, packed: int | None, seed: int) 
     rest = [(found.columns, found.rows, found.is_identity) for found in stream.found]
     order = [stream.seed, stream.buffer, stream.probabilities, stream.to_the_last, packed, seed if packed else None]
     names = [identity.given for identity in stream.identities]
-    return _digest(files, repr(rest), order, names, encoder_facts(encoder))
+    return digest_of([files, repr(rest), order, names, encoder_facts(encoder)]).hexdigest()
 
 
 def _file_facts(path: Path) -> list[Any]:
@@ -191,10 +186,6 @@ def _file_facts(path: Path) -> list[Any]:
         file.seek(max(0, size - _EDGE))
         digest.update(file.read())
     return [path.name, size, digest.hexdigest()]
-
-
-def _digest(*facts: Any) -> str:
-    return hashlib.sha256(json.dumps(facts, sort_keys=True, default=str).encode("utf-8", "surrogatepass")).hexdigest()
 
 
 def _with_steps(config: SftConfig, found: list[Found], per_step: int) -> SftConfig:

@@ -6,6 +6,7 @@ cache. It is what torch reaches here, not what a data sheet says.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import platform
@@ -33,11 +34,9 @@ def matmul_peak(device: torch.device, dtype: torch.dtype) -> float | None:
     key = f"{_name_of(device)}, {dtype}, torch {torch.__version__}"
     if key not in known:
         known[key] = _measure(device, dtype)
-        try:
+        with contextlib.suppress(OSError, ResourceError):  # the next run measures again
             path.parent.mkdir(parents=True, exist_ok=True)
             runs.write_json(path, known)
-        except (OSError, ResourceError):
-            pass  # measured again by the next run
     return known[key]
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from swift.errors import SwiftError, UsageError
-from swift.i18n import speaking
+from swift.i18n import language, speaking
 from swift.i18n.said import error_said
 from swift.web import forms, preflight, suggest, tables, views
 from swift.web.jobs import Jobs
@@ -52,12 +52,12 @@ class Api:
 
 
 class Work:
-    """Forms, jobs, runs and tables, for the page of one language."""
+    """Forms, jobs, runs and tables, in the language of the page that asks."""
 
-    def __init__(self, jobs: Jobs, runlist: RunList, lang: str):
+    def __init__(self, jobs: Jobs, runlist: RunList):
         self.jobs, self.runlist = jobs, runlist
         self.table: Table = {
-            "form": lambda a: forms.schema(_word(a, "command"), lang),
+            "form": lambda a: forms.schema(_word(a, "command"), language()),
             "preview": self.preview,
             "load_yaml": self.load_yaml,
             "suggest": lambda a: suggest.values(_word(a, "command"), runlist),

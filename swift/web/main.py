@@ -117,8 +117,8 @@ def chosen_language(options: WebOptions) -> str:
 
 def application(options: WebOptions, jobs: Jobs, runlist: RunList, chat: Chat) -> Any:
     """The ASGI application: /en/ and /zh/, / leads to the chosen one."""
-    talk = ChatApi(chat).table
-    blocks = {lang: page.build(Api(lang, Work(jobs, runlist, lang).table, talk), lang) for lang in LANGUAGES}
+    work, talk = Work(jobs, runlist).table, ChatApi(chat).table
+    blocks = {lang: page.build(Api(lang, work, talk), lang) for lang in LANGUAGES}
     return guarded(mounted(blocks, chosen_language(options)), options)
 
 

@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2] / "swift"
 LAYERS = [
-    {"errors", "i18n"},
+    {"errors"},
+    {"i18n"},
     {"runs", "say", "children", "environments"},
     {"config", "catalog"},
     {"hub", "compat", "plugins"},

@@ -50,7 +50,7 @@ def api(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     jobs = Jobs(tmp_path / "output" / ".jobs")
     chat = Chat(jobs.directory)
-    yield Api("en", Work(jobs, RunList([tmp_path / "output"], jobs), "en").table, ChatApi(chat).table)
+    yield Api("en", Work(jobs, RunList([tmp_path / "output"], jobs)).table, ChatApi(chat).table)
     chat.close()
 
 
