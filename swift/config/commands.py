@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 from swift.config.advising import DoctorOptions, EnvOptions, PlanOptions
 from swift.config.backends import BackendOptions
 from swift.config.chat import ChatOptions
 from swift.config.data import DataOptions, EncodingOptions, PreviewOptions, SupplyOptions
+from swift.config.engine import EngineOptions
 from swift.config.evaluate import BenchmarkOptions, EvaluateOptions
 from swift.config.export import ExportOptions
 from swift.config.generation import GenerationOptions, InferOptions
@@ -22,6 +23,8 @@ from swift.config.serving import ServingOptions
 from swift.config.training import EvaluationOptions, LoggingOptions, SavingOptions, TrainingOptions
 from swift.config.tuner import TunerOptions
 from swift.config.web import WebOptions
+
+C = TypeVar("C", bound="Config")
 
 
 class Origin(NamedTuple):
@@ -49,7 +52,7 @@ class Config:
         found: dict[str, Spec] = {}
         for section_field in dataclasses.fields(cls):
             if section_field.name != "origins":
-                for spec in section_specs(section_field.name, type(section_field.default)):
+                for spec in section_specs(section_field.name, section_field.default):
                     found[spec.name] = spec
         return found
 
@@ -74,6 +77,12 @@ class Config:
     def decide(self, why: str, **values: Any) -> Config:
         """Set values that the user left open, with the reason that --dry_run prints."""
         return self.replace(values, "decided", why)
+
+    def take(self: C, other: Config) -> C:
+        """A copy with the sections that `other` has too, as they are there, and its origins."""
+        own = {section.name for section in dataclasses.fields(self)}
+        shared = {s.name: getattr(other, s.name) for s in dataclasses.fields(other) if s.name in own}
+        return dataclasses.replace(self, **shared)
 
     def flat(self) -> dict[str, Any]:
         """Option name -> value; tuples become lists, so that JSON gives back the same."""
@@ -101,29 +110,30 @@ class SftConfig(Config):
 
 
 @dataclass(frozen=True)
-class InferConfig(Config):
+class EngineConfig(Config):
+    """All that engines are built from (see swift/engines/setup.py)."""
+
     model: ModelOptions = ModelOptions()
     quantization: QuantizationOptions = QuantizationOptions()
     chat: ChatOptions = ChatOptions()
     head: HeadOptions = HeadOptions()
     media: MediaOptions = MediaOptions()
     generation: GenerationOptions = GenerationOptions()
-    infer: InferOptions = InferOptions()
+    engine: EngineOptions = EngineOptions()
     backends: BackendOptions = BackendOptions()
+
+
+@dataclass(frozen=True)
+class InferConfig(EngineConfig):
+    infer: InferOptions = InferOptions()
     data: DataOptions = DataOptions()
     common: CommonOptions = CommonOptions()
 
 
 @dataclass(frozen=True)
-class DeployConfig(Config):
-    model: ModelOptions = ModelOptions()
-    quantization: QuantizationOptions = QuantizationOptions()
-    chat: ChatOptions = ChatOptions()
-    head: HeadOptions = HeadOptions()
-    media: MediaOptions = MediaOptions()
-    generation: GenerationOptions = GenerationOptions()
+class DeployConfig(EngineConfig):
+    engine: EngineOptions = EngineOptions(max_batch_size=16)
     serving: ServingOptions = ServingOptions()
-    backends: BackendOptions = BackendOptions()
     common: CommonOptions = CommonOptions()
 
 
@@ -132,6 +142,7 @@ class EvalConfig(Config):
     model: ModelOptions = ModelOptions()
     quantization: QuantizationOptions = QuantizationOptions()
     chat: ChatOptions = ChatOptions()
+    engine: EngineOptions = EngineOptions()
     evaluate: EvaluateOptions = EvaluateOptions()
     common: CommonOptions = CommonOptions()
 

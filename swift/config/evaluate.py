@@ -37,8 +37,3 @@ class EvaluateOptions:
     extra_eval_args: dict | None = option()
     compare: tuple[str, ...] = option(())
     eval_python: str | None = option()
-    infer_backend: str = option(
-        "pt", choices=("pt", "vllm", "sglang", "lmdeploy", "http", "fake"), values={"transformers": "pt", "hf": "pt"}
-    )
-    max_batch_size: int = option(8, low=1)
-    merge_lora: bool = option(False)

@@ -24,16 +24,11 @@ class GenerationOptions:
 
 @dataclass(frozen=True)
 class InferOptions:
-    infer_backend: str = option(
-        "pt", choices=("pt", "vllm", "sglang", "lmdeploy", "http", "fake"), values={"transformers": "pt", "hf": "pt"}
-    )
     stream: bool | None = option()
     result_path: str | None = option(aliases=("result_dir",))
-    max_batch_size: int = option(8, low=1)
     write_batch_size: int = option(1000, low=1)
     val_dataset_sample: int | None = option(low=1)
     load_data_args: bool = option(False)
-    merge_lora: bool = option(False)
     prompt: str | None = option(aliases=("query",))
     images: tuple[str, ...] = option((), aliases=("image",))
     videos: tuple[str, ...] = option((), aliases=("video",))

@@ -12,8 +12,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-_MISSING = dataclasses.MISSING
-
 # annotation as written -> (kind, is list). `None` as a default means: decided later, and said.
 KINDS: dict[str, tuple[str, bool]] = {
     "str": ("str", False),
@@ -74,12 +72,11 @@ class Spec:
 
 
 @functools.cache
-def section_specs(section_name: str, section: type) -> tuple[Spec, ...]:
-    """The options of one section class, in the order in which they are written."""
+def section_specs(section_name: str, section: Any) -> tuple[Spec, ...]:
+    """The options of one section, in the order in which they are written; its values are the defaults."""
     specs = []
     for field in dataclasses.fields(section):
         kind, is_list = KINDS[str(field.type)]
-        default = field.default if field.default is not _MISSING else None
         meta = field.metadata
         specs.append(
             Spec(
@@ -87,7 +84,7 @@ def section_specs(section_name: str, section: type) -> tuple[Spec, ...]:
                 section=section_name,
                 kind=kind,
                 is_list=is_list,
-                default=default,
+                default=getattr(section, field.name),
                 choices=meta["choices"],
                 aliases=meta["aliases"],
                 values=meta["values"],

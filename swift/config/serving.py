@@ -1,4 +1,4 @@
-"""The section of `swift deploy`: which engine answers, where the server listens, and its limits."""
+"""The section of `swift deploy`: where the server listens, and its limits."""
 
 from __future__ import annotations
 
@@ -9,11 +9,6 @@ from swift.config.options import option
 
 @dataclass(frozen=True)
 class ServingOptions:
-    infer_backend: str = option(
-        "pt", choices=("pt", "vllm", "sglang", "lmdeploy", "http", "fake"), values={"transformers": "pt", "hf": "pt"}
-    )
-    max_batch_size: int = option(16, low=1)
-    merge_lora: bool = option(False)
     host: str = option("127.0.0.1")
     port: int = option(8000, low=0, high=65535)
     api_key: str | None = option()

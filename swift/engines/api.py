@@ -67,11 +67,11 @@ class Engine:
         paths = list(named.values()) if named is not None else [adapters] if isinstance(adapters, str) else adapters
         given = {"model": model, "adapters": list(map(str, paths)) or None, **options}
         config = parse(InferConfig, list(_words(given))).config
-        backend = config.infer.infer_backend
-        check_backend(config, backend)
+        backend = config.engine.infer_backend
+        check_backend(config)
         source = None
         if backend not in ("fake", "http"):
-            config, source = setup.find_source(config)
+            config, source = setup.find_source(config, load_data_args=config.infer.load_data_args)
             config = setup.decide_generation(config, source.files)
         self._sampling = setup.sampling_of(config)
         self._engine, encoder = setup.build_engine(config, source, None if named is None else tuple(named))

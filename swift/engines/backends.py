@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from swift.config.backends import BackendOptions
-from swift.config.commands import InferConfig
+from swift.config.commands import EngineConfig
 from swift.engines.http import Encoder, HttpEngine
 from swift.engines.limits import Lengths
 from swift.engines.protocol import EngineError, EngineStats, GenerationRequest, Text
@@ -70,7 +70,7 @@ PROGRAMS = {
 # ---- an endpoint elsewhere ----
 
 
-def connect(config: InferConfig, patience: float = 60.0) -> HttpEngine:
+def connect(config: EngineConfig, patience: float = 60.0) -> HttpEngine:
     """The http backend: the model named by --model, else the first that the server lists."""
     options = config.backends
     assert options.base_url is not None
@@ -115,7 +115,7 @@ def models_of(url: str, key: str | None = None) -> list[Mapping[str, Any]]:
 
 
 def command_line(
-    backend: str, python: Path, directory: Path, config: InferConfig, adapters: Mapping[str, Path], port: int
+    backend: str, python: Path, directory: Path, config: EngineConfig, adapters: Mapping[str, Path], port: int
 ) -> list[str]:
     """How the server is started on `port`."""
     program = PROGRAMS[backend]
@@ -127,7 +127,7 @@ def command_line(
     if model.max_model_len:
         words += [program.length, str(model.max_model_len)]
     if config.given("max_batch_size"):
-        words += [program.concurrency, str(config.infer.max_batch_size)]
+        words += [program.concurrency, str(config.engine.max_batch_size)]
     if model.trust_remote_code:
         words.append("--trust-remote-code")
     words += adapter_words(backend, adapters, options)
@@ -197,7 +197,7 @@ class ServerEngine:
 
 def launch_server(
     backend: str,
-    config: InferConfig,
+    config: EngineConfig,
     directory: Path,
     encoder: Encoder,
     adapters: Mapping[str, Path],
@@ -240,8 +240,8 @@ def launch_server(
     return ServerEngine(server, client)
 
 
-def concurrency(backend: str, config: InferConfig) -> int:
+def concurrency(backend: str, config: EngineConfig) -> int:
     """Requests that the server is given at once: what it was told to run at once, else what is usual."""
     if backend == "vllm" and config.backends.vllm_max_num_seqs:
         return config.backends.vllm_max_num_seqs
-    return config.infer.max_batch_size if config.given("max_batch_size") else DEFAULT_CONCURRENCY[backend]
+    return config.engine.max_batch_size if config.given("max_batch_size") else DEFAULT_CONCURRENCY[backend]

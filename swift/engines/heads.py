@@ -64,7 +64,7 @@ def _check(config: InferConfig) -> None:
     for name, spec in config.specs().items():
         if config.given(name) and (spec.section == section or name in others):
             raise UsageError(f"says how text is written; --task_type {task} writes none", where=f"--{name}")
-    if config.infer.infer_backend != "pt":
+    if config.engine.infer_backend != "pt":
         fix = "--infer_backend pt"
         raise UsageError(f"only pt runs --task_type {task}", where="--infer_backend", fix=fix)
     if task == "reranker" and not (config.data.dataset or config.data.val_dataset):

@@ -34,11 +34,11 @@ ROWS_ONLY = ("result_path", "val_dataset_sample", "write_batch_size")
 def main(config: InferConfig) -> int:
     """Run `swift infer` and return its exit code: 1 when an answer failed."""
     speak(stream="stderr")  # stdout is for answers
-    check_backend(config, config.infer.infer_backend)
+    check_backend(config)
     check_combinations(config)
-    if config.infer.infer_backend in ("fake", "http"):
+    if config.engine.infer_backend in ("fake", "http"):
         return run(decide_mode(config), None)
-    config, source = setup.find_source(config)
+    config, source = setup.find_source(config, load_data_args=config.infer.load_data_args)
     if config.head.task_type != "causal_lm":
         from swift.engines.heads import main as judge
 
@@ -132,7 +132,7 @@ def decide_result_path(config: InferConfig, source: setup.Source | None) -> Infe
     if source is not None and source.home is not None:
         home, why = source.home, "beside the checkpoint"
     else:
-        name = config.infer.infer_backend if source is None else source.files.path.resolve().name
+        name = config.engine.infer_backend if source is None else source.files.path.resolve().name
         home, why = Path("result") / name, "in ./result, by model"
     return config.decide(why, result_path=str(home / "infer_result" / f"{time.strftime('%Y%m%d-%H%M%S')}.jsonl"))
 

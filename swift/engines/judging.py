@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from swift.config.commands import InferConfig
+from swift.config.commands import EngineConfig
 from swift.engines import setup
 from swift.engines.pooling import Pooler, causal_vectors, classes, sentence_vectors
 from swift.engines.texts import ChatTexts, PlainTexts, Texts
@@ -31,7 +31,7 @@ class Judge:
     notes: tuple[str, ...] = ()
 
 
-def load_judge(config: InferConfig, source: setup.Source) -> Judge:
+def load_judge(config: EngineConfig, source: setup.Source) -> Judge:
     """Imports torch and loads the weights. `config.head` says what the model is for."""
     from swift.models.adapters import load_adapters
     from swift.models.device import pick_device
@@ -60,7 +60,7 @@ def load_judge(config: InferConfig, source: setup.Source) -> Judge:
     return Judge(pooler, texts, tasks_of(config), head.label_names, (note,))
 
 
-def tasks_of(config: InferConfig) -> frozenset[str]:
+def tasks_of(config: EngineConfig) -> frozenset[str]:
     """What is asked of the model by the API. A classifier with one output is a ranker, whoever trained it."""
     head = config.head
     if head.task_type == "embedding":
@@ -79,7 +79,7 @@ def _writes_text(source: setup.Source) -> bool:
     return source.files.is_gguf or (not masked and kind in mappings.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES)
 
 
-def _reading(config: InferConfig, layout: Layout | None, bare: bool, device: Any) -> tuple[Callable[..., Any], str]:
+def _reading(config: EngineConfig, layout: Layout | None, bare: bool, device: Any) -> tuple[Callable[..., Any], str]:
     head = config.head
     if head.task_type == "reranker" or "score" in tasks_of(config):
         return classes("multi_label_classification"), "a score is the sigmoid of the model's output"
@@ -94,7 +94,7 @@ def _reading(config: InferConfig, layout: Layout | None, bare: bool, device: Any
     return causal_vectors, "the last token's last hidden state, of length 1"
 
 
-def _texts(config: InferConfig, source: setup.Source, tokenizer: Any, layout: Layout | None) -> Texts:
+def _texts(config: EngineConfig, source: setup.Source, tokenizer: Any, layout: Layout | None) -> Texts:
     limit = _limit(config, source, tokenizer, layout)
     if layout is not None:
         return PlainTexts(tokenizer, limit, layout.prompt, layout.lower)
@@ -106,7 +106,7 @@ def _texts(config: InferConfig, source: setup.Source, tokenizer: Any, layout: La
     return ChatTexts(make_encoder(config.chat, tokenizer, template, source.model.directory), tokenizer, limit)
 
 
-def _by_template(config: InferConfig, tokenizer: Any) -> bool:
+def _by_template(config: EngineConfig, tokenizer: Any) -> bool:
     """Whether texts are read as `swift sft` writes them: for what it trained, where the options say so, and for
     classifiers that have a chat template.
     """
@@ -117,7 +117,7 @@ def _by_template(config: InferConfig, tokenizer: Any) -> bool:
     return config.head.task_type != "embedding" and tokenizer.chat_template is not None
 
 
-def _limit(config: InferConfig, source: setup.Source, tokenizer: Any, layout: Layout | None) -> int | None:
+def _limit(config: EngineConfig, source: setup.Source, tokenizer: Any, layout: Layout | None) -> int | None:
     """How long a text may be: the least of what the model, its tokenizer and its layout say."""
     known = [config.model.max_model_len or source.files.context, layout.max_length if layout else None]
     if tokenizer.model_max_length < MOST_LENGTH and not config.model.max_model_len:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from swift.config.commands import InferConfig
+from swift.config.commands import EngineConfig
 from swift.errors import UsageError
 
 SERVERS = ("vllm", "sglang", "lmdeploy")
@@ -19,8 +19,9 @@ OWNERS = {
 }
 
 
-def check_backend(config: InferConfig, backend: str) -> None:
-    """UsageError for options that the backend doesn't have, before anything is loaded."""
+def check_backend(config: EngineConfig) -> None:
+    """UsageError for options that --infer_backend doesn't have, before anything is loaded."""
+    backend = config.engine.infer_backend
     given = [name for name in config.specs() if config.given(name)]
     for name in given:
         owner = name.partition("_")[0]
@@ -45,7 +46,7 @@ def check_backend(config: InferConfig, backend: str) -> None:
             raise UsageError(f"has no effect with the {backend} backend", where=f"--{name}", fix=fix)
 
 
-def check_http(config: InferConfig) -> None:
+def check_http(config: EngineConfig) -> None:
     url = config.backends.base_url
     fix = "--base_url http://HOST:PORT/v1"
     if url is None:

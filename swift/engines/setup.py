@@ -10,9 +10,9 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from swift.config.commands import ExportConfig, InferConfig
+from swift.config.commands import EngineConfig, ExportConfig
 from swift.config.heads import HEADED
 from swift.config.record import inherit
 from swift.engines.protocol import Engine, Sampling
@@ -24,6 +24,7 @@ from swift.models.sentence import has_layout
 from swift.runs import ARGS, file_digest, read_args, verify_dir
 
 log = logging.getLogger("swift")
+C = TypeVar("C", bound=EngineConfig)
 
 
 @dataclass(frozen=True)
@@ -36,39 +37,43 @@ class Source:
     home: Path | None
 
 
-def find_source(config: InferConfig) -> tuple[InferConfig, Source]:
-    """Find the files that the options mean, and take over the settings that were saved with them (--load_args)."""
-    for name in config.model.adapters:
+def find_source(config: C, adapters: Sequence[str] | None = None, load_data_args: bool = False) -> tuple[C, Source]:
+    """Find the files that the options mean, and take over the settings that were saved with them (--load_args).
+
+    `adapters` are their paths where --adapters says more than that; `load_data_args` takes over data settings too.
+    """
+    given = config.model.adapters if adapters is None else adapters
+    for name in given:
         if not Path(name).is_dir():
             raise UsageError(
                 "no such directory", where=f"--adapters {name}", fix="name a checkpoint or a run directory"
             )
-    adapters = tuple(_checkpoint(name) for name in config.model.adapters)
-    inherit_from = adapters[:1]
-    if not adapters and config.model.model and (Path(config.model.model) / ARGS).is_file():
+    folders = tuple(_checkpoint(name) for name in given)
+    inherit_from = folders[:1]
+    if not folders and config.model.model and (Path(config.model.model) / ARGS).is_file():
         inherit_from = (Path(config.model.model),)
     if config.model.load_args:
         for folder in inherit_from:
-            config = inherit(config, folder, config.infer.load_data_args)
+            config = inherit(config, folder, load_data_args)
     home = inherit_from[0] if inherit_from else None
-    adapter_files = [check_adapter_files(folder) for folder in adapters]
-    if config.infer.merge_lora and not adapters:
+    adapter_files = [check_adapter_files(folder) for folder in folders]
+    if config.engine.merge_lora and not folders:
         raise UsageError("no adapter to merge", where="--merge_lora", fix="add --adapters CHECKPOINT")
     if config.model.model is None and adapter_files:
         base = adapter_files[0].base_model
         if base is None:
             raise UsageError(
-                "the adapter doesn't name its base model", where=str(adapters[0]), fix="name it with --model"
+                "the adapter doesn't name its base model", where=str(folders[0]), fix="name it with --model"
             )
-        config = config.decide(f"the base named in {adapters[0]}", model=base)
+        config = config.decide(f"the base named in {folders[0]}", model=base)
     if config.model.model is None:
         raise UsageError("no model", fix="--model DIRECTORY_OR_NAME, or --adapters CHECKPOINT")
     model = resolve_options(config.model)
     files = check_model_files(model.path)
-    return _saved_head(config, files), Source(model, files, adapters, home)
+    return _saved_head(config, files), Source(model, files, folders, home)
 
 
-def _saved_head(config: InferConfig, files: ModelFiles) -> InferConfig:
+def _saved_head(config: C, files: ModelFiles) -> C:
     """A checkpoint whose config.json is a classifier's is one, whoever saved it; sentence-transformers' are for
     vectors."""
     if config.head.task_type == "causal_lm" and has_layout(files.path) and not config.given("task_type"):
@@ -89,7 +94,7 @@ def _checkpoint(name: str) -> Path:
     return find_checkpoint(name)
 
 
-def merge_on_disk(config: InferConfig, source: Source) -> tuple[InferConfig, Source]:
+def merge_on_disk(config: EngineConfig, source: Source) -> tuple[EngineConfig, Source]:
     """--merge_lora for a server, which takes a directory: the source with its adapters merged into a model of its own
     beside the checkpoint. It is made anew when it is incomplete or was made of other weights.
 
@@ -121,7 +126,7 @@ def stale(merged: Path, source: Source) -> bool:
     return made_of.get("sha256") != digests or made_of.get("model") != str(source.model.path)
 
 
-def decide_generation(config: InferConfig, files: ModelFiles) -> InferConfig:
+def decide_generation(config: C, files: ModelFiles) -> C:
     """Fill the sampling options that were not given from the model's generation_config.json, so that --dry_run shows
     them.
 
@@ -145,7 +150,7 @@ def decide_generation(config: InferConfig, files: ModelFiles) -> InferConfig:
     return config
 
 
-def sampling_of(config: InferConfig) -> Sampling:
+def sampling_of(config: EngineConfig) -> Sampling:
     """The request settings that the options mean."""
     options = config.generation
     return Sampling(
@@ -164,14 +169,14 @@ def sampling_of(config: InferConfig) -> Sampling:
 
 
 def build_engine(
-    config: InferConfig, source: Source | None, names: Sequence[str] | None = None, patience: float = 600.0
+    config: EngineConfig, source: Source | None, names: Sequence[str] | None = None, patience: float = 600.0
 ) -> tuple[Engine, Any]:
     """The engine of --infer_backend with what renders prompts and reads replies (a ChatEncoder, or what stands for it).
 
     `names` are those of the adapters that requests choose from; without them the adapters are always on. `patience`:
     seconds that requests wait for a server that is away.
     """
-    backend = config.infer.infer_backend
+    backend = config.engine.infer_backend
     _refuse_head(config)
     if backend == "fake":
         from swift.engines.fake import FakeEngine
@@ -191,20 +196,20 @@ def build_engine(
     return _build_server(config, source, names, patience)
 
 
-def _refuse_head(config: InferConfig) -> None:
+def _refuse_head(config: EngineConfig) -> None:
     if config.head.task_type in HEADED:
         fix = "swift infer --val_dataset FILE, or --prompt TEXT"
         raise UsageError(f"this model is trained for --task_type {config.head.task_type} and writes no text", fix=fix)
 
 
 def _build_server(
-    config: InferConfig, source: Source, names: Sequence[str] | None, patience: float
+    config: EngineConfig, source: Source, names: Sequence[str] | None, patience: float
 ) -> tuple[Engine, Any]:
     from swift.engines.backends import launch_server
     from swift.models.gguf import as_directory
     from swift.models.load import load_tokenizer
 
-    if config.infer.merge_lora:
+    if config.engine.merge_lora:
         config, source = merge_on_disk(config, source)
     if names is None and len(source.adapters) > 1:
         fix = "--merge_lora true merges them first"
@@ -214,7 +219,7 @@ def _build_server(
     encoder = build_encoder(config, source, tokenizer)
     adapters = dict(zip(names or ("adapter",), source.adapters, strict=False))
     engine = launch_server(
-        config.infer.infer_backend,
+        config.engine.infer_backend,
         config,
         directory,
         encoder,
@@ -225,7 +230,7 @@ def _build_server(
     return engine, encoder
 
 
-def load_pt(config: InferConfig, source: Source) -> tuple[Any, Any, Any]:
+def load_pt(config: EngineConfig, source: Source) -> tuple[Any, Any, Any]:
     """(model with its adapters, tokenizer, ChatEncoder). Imports torch and loads the weights."""
     from swift.models.adapters import load_adapters, merge_in_memory
     from swift.models.device import pick_device
@@ -245,11 +250,11 @@ def load_pt(config: InferConfig, source: Source) -> tuple[Any, Any, Any]:
     model = load_model(directory, plan)
     if source.adapters:
         tuned = load_adapters(model, source.adapters)
-        model = merge_in_memory(tuned) if config.infer.merge_lora else tuned.get_base_model()
+        model = merge_in_memory(tuned) if config.engine.merge_lora else tuned.get_base_model()
     return model, tokenizer, encoder
 
 
-def build_pt(config: InferConfig, source: Source) -> tuple[Engine, Any]:
+def build_pt(config: EngineConfig, source: Source) -> tuple[Engine, Any]:
     """The in-process engine with its ChatEncoder. Imports torch and loads the weights."""
     from swift.engines.pt import PtEngine
 
@@ -258,7 +263,7 @@ def build_pt(config: InferConfig, source: Source) -> tuple[Engine, Any]:
         model,
         tokenizer,
         encoder,
-        max_batch_size=config.infer.max_batch_size,
+        max_batch_size=config.engine.max_batch_size,
         context_length=config.model.max_model_len,
         prompt_limit=config.chat.max_length if config.given("max_length") else None,
         truncation=config.chat.truncation_strategy,
@@ -266,7 +271,7 @@ def build_pt(config: InferConfig, source: Source) -> tuple[Engine, Any]:
     return engine, encoder
 
 
-def build_encoder(config: InferConfig, source: Source, tokenizer: Any) -> Any:
+def build_encoder(config: EngineConfig, source: Source, tokenizer: Any) -> Any:
     """The ChatEncoder that the options mean, or what stands for it with --use_chat_template false."""
     from swift.chat import ChatEncoder
     from swift.chat.template import check_variables, choose_template

@@ -18,8 +18,7 @@ from swift.errors import ResourceError
 
 log = logging.getLogger("swift")
 
-SECTIONS = ("model", "quantization", "chat")
-SHARED = ("infer_backend", "max_batch_size", "merge_lora")  # of our own section, which deploy has too
+SECTIONS = ("model", "quantization", "chat", "engine")
 PAUSE_SECONDS = 0.5
 
 
@@ -48,7 +47,7 @@ def arguments(config: EvalConfig) -> list[str]:
     """The typed options that deploy needs to serve the same model, as words of its command line."""
     words: list[str] = []
     for name, spec in config.specs().items():
-        if config.given(name) and (spec.section in SECTIONS or name in SHARED):
+        if config.given(name) and spec.section in SECTIONS:
             words += [f"--{name}", *_words(config.value(name))]
     return words
 

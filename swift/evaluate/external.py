@@ -18,7 +18,7 @@ from typing import Any, Protocol
 
 from swift import __version__
 from swift.children import Child
-from swift.config.commands import EvalConfig, InferConfig
+from swift.config.commands import EngineConfig, EvalConfig
 from swift.config.record import explain
 from swift.engines import setup
 from swift.environments import python_for
@@ -94,8 +94,8 @@ def tool_of(backend: str) -> Tool:
 Report = Callable[[EvalConfig, Path, Mapping[str, Any], Sequence[BenchmarkResult]], int]
 
 
-def run_external(config: EvalConfig, inner: InferConfig, report: Report) -> int:
-    """Run the tool on the model (`inner` is its side of the options) and hand what it found to `report`."""
+def run_external(config: EvalConfig, report: Report) -> int:
+    """Run the tool on the model and hand what it found to `report`."""
     evaluate = config.evaluate
     tool = tool_of(evaluate.eval_backend)
     python = python_for(tool.environment, evaluate.eval_python, option="--eval_python")
@@ -104,8 +104,8 @@ def run_external(config: EvalConfig, inner: InferConfig, report: Report) -> int:
         raise UsageError(f"{tool.name} talks to the chat endpoint", where="--use_chat_template", fix="leave it out")
     source = None
     if evaluate.eval_url is None:
-        inner, source = setup.find_source(inner)
-        config = replace(config, origins=inner.origins, model=inner.model, chat=inner.chat)
+        inner, source = setup.find_source(EngineConfig().take(config))
+        config = config.take(inner)
     if config.common.dry_run:
         print(explain(config))
         return 0

@@ -10,12 +10,10 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from swift.config.commands import EvalConfig, InferConfig
-from swift.config.generation import InferOptions
+from swift.config.commands import EngineConfig, EvalConfig
 from swift.config.record import explain
 from swift.engines import setup
 from swift.engines.options import check_backend
@@ -47,18 +45,16 @@ def main(config: EvalConfig) -> int:
     if config.evaluate.eval_backend != "Native":
         from swift.evaluate.external import run_external
 
-        return run_external(config, as_infer(config), report)
+        return run_external(config, report)
     sets = wanted(config)
     _check_code(config, sets)
-    inner, source = as_infer(config), None
+    inner, source = EngineConfig().take(config), None
     if config.evaluate.eval_url is None:
-        check_backend(inner, inner.infer.infer_backend)
-        if inner.infer.infer_backend != "pt":
+        check_backend(inner)
+        if inner.engine.infer_backend != "pt":
             raise NotBuiltYet("only the pt engine scores yet", where="--infer_backend", fix="--infer_backend pt")
         inner, source = setup.find_source(inner)
-        config = replace(
-            config, origins=inner.origins, model=inner.model, chat=inner.chat, quantization=inner.quantization
-        )
+        config = config.take(inner)
         sets = wanted(config)
     documents = [_load(one) for one in sets]
     if config.common.dry_run:
@@ -91,11 +87,11 @@ def decide(config: EvalConfig) -> EvalConfig:
                 raise UsageError("--eval_url names a model that runs elsewhere", where=f"--{name}", fix="leave one out")
     elif evaluate.api_key is not None:
         raise UsageError("is for the endpoint that --eval_url names", where="--api_key", fix="add --eval_url URL")
-    if evaluate.eval_backend == "Native" and evaluate.eval_url is None and evaluate.infer_backend != "pt":
+    if evaluate.eval_backend == "Native" and evaluate.eval_url is None and config.engine.infer_backend != "pt":
         raise NotBuiltYet(
             "the Native backend loads the model with pt, or asks a server",
-            where=f"--infer_backend {evaluate.infer_backend}",
-            fix=f"swift deploy --infer_backend {evaluate.infer_backend} ..., then swift eval --eval_url http://HOST:PORT/v1",
+            where=f"--infer_backend {config.engine.infer_backend}",
+            fix=f"swift deploy --infer_backend {config.engine.infer_backend} ..., then swift eval --eval_url http://HOST:PORT/v1",
         )
     if evaluate.eval_backend == "Native" and evaluate.eval_python is not None:
         raise UsageError("is for OpenCompass and EvalScope", where="--eval_python", fix="leave it out")
@@ -139,21 +135,7 @@ def _load(one: Wanted) -> Documents:
     return documents
 
 
-def as_infer(config: EvalConfig) -> InferConfig:
-    """The same model, template and engine options as `swift infer` takes them."""
-    evaluate = config.evaluate
-    return InferConfig(
-        origins=config.origins,
-        model=config.model,
-        quantization=config.quantization,
-        chat=config.chat,
-        infer=InferOptions(
-            infer_backend=evaluate.infer_backend, max_batch_size=evaluate.max_batch_size, merge_lora=evaluate.merge_lora
-        ),
-    )
-
-
-def build(config: EvalConfig, inner: InferConfig, source: setup.Source | None) -> Answerer:
+def build(config: EvalConfig, inner: EngineConfig, source: setup.Source | None) -> Answerer:
     """Load the model, or reach for the endpoint."""
     evaluate = config.evaluate
     if evaluate.eval_url is not None:
@@ -168,7 +150,7 @@ def build(config: EvalConfig, inner: InferConfig, source: setup.Source | None) -
     assert source is not None
     model, tokenizer, encoder = setup.load_pt(inner, source)
     chats = config.chat.use_chat_template and tokenizer.chat_template is not None or config.chat.template is not None
-    return LocalModel(model, tokenizer, encoder, config.model.max_model_len, inner.infer.max_batch_size, chats)
+    return LocalModel(model, tokenizer, encoder, config.model.max_model_len, inner.engine.max_batch_size, chats)
 
 
 def _present(answerer: Answerer | None) -> Answerer:

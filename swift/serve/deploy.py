@@ -19,8 +19,7 @@ from typing import Any
 
 from swift.chat import ChatEncoder
 from swift.chat.render import compiled
-from swift.config.commands import DeployConfig, InferConfig
-from swift.config.generation import InferOptions
+from swift.config.commands import DeployConfig
 from swift.config.record import explain
 from swift.engines import setup
 from swift.engines.options import check_backend
@@ -56,34 +55,23 @@ def main(config: DeployConfig) -> int:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("swift").setLevel(config.serving.log_level.upper())
     check(config)
-    names = adapter_names(config)
-    inner, source = as_infer(config), None
-    check_backend(inner, config.serving.infer_backend)
-    if config.serving.infer_backend not in ("fake", "http"):
-        inner, source = setup.find_source(inner)
-        inner = setup.decide_generation(inner, source.files)
-        check_task(inner, names)
-        config = replace(
-            config,
-            origins=inner.origins,
-            model=inner.model,
-            chat=inner.chat,
-            head=inner.head,
-            generation=inner.generation,
-            quantization=inner.quantization,
-        )
+    check_backend(config)
+    source = None
+    if config.engine.infer_backend not in ("fake", "http"):
+        config, source = find_source(config)
+        check_task(config)
     if not config.serving.served_model_name:
         if source is not None:
             config = config.decide("the model's directory", served_model_name=(source.files.path.resolve().name,))
         else:
-            name = config.model.model or config.serving.infer_backend
+            name = config.model.model or config.engine.infer_backend
             config = config.decide("the model's name", served_model_name=(name,))
     if config.common.dry_run:
         shown = config.decide("not shown", api_key="***") if config.serving.api_key else config
         print(explain(shown))
         return 0
     with listen(config) as listener:
-        service = build(config, inner, source, names)
+        service = build(config, source)
         run(service, config.serving, listener)
     return 0
 
@@ -106,42 +94,28 @@ def check(config: DeployConfig) -> None:
         raise UsageError("is empty", where="--api_key", fix="give a key, or leave the option out")
 
 
-def check_task(config: InferConfig, names: tuple[str, ...] | None) -> None:
+def check_task(config: DeployConfig) -> None:
     """What a model that embeds, ranks or classifies can't be deployed with."""
     task = config.head.task_type
     if task == "causal_lm":
         return
-    if config.infer.infer_backend != "pt":
+    if config.engine.infer_backend != "pt":
         raise UsageError(f"only pt runs --task_type {task}", where="--infer_backend", fix="--infer_backend pt")
-    if names is not None:
+    if adapter_names(config) is not None:
         fix = "--adapters PATH, without a name"
         raise UsageError(f"--task_type {task} has one adapter, always on", where="--adapters", fix=fix)
-    if config.infer.merge_lora:
+    if config.engine.merge_lora:
         raise UsageError(
             f"is not done for --task_type {task}", where="--merge_lora", fix="swift export --merge_lora true"
         )
 
 
-def as_infer(config: DeployConfig) -> InferConfig:
-    """The same model, template and engine options as `swift infer` takes them."""
-    serving = config.serving
-    model = replace(
-        config.model,
-        adapters=tuple(path.partition("=")[2] if NAMED.fullmatch(path) else path for path in config.model.adapters),
-    )
-    return InferConfig(
-        origins=config.origins,
-        model=model,
-        quantization=config.quantization,
-        chat=config.chat,
-        head=config.head,
-        media=config.media,
-        generation=config.generation,
-        backends=config.backends,
-        infer=InferOptions(
-            infer_backend=serving.infer_backend, max_batch_size=serving.max_batch_size, merge_lora=serving.merge_lora
-        ),
-    )
+def find_source(config: DeployConfig) -> tuple[DeployConfig, setup.Source]:
+    """The files that the options mean, and the settings that were saved with them."""
+    given = config.model.adapters
+    paths = [path.partition("=")[2] if NAMED.fullmatch(path) else path for path in given]
+    config, source = setup.find_source(config, paths)
+    return setup.decide_generation(config, source.files), source
 
 
 def adapter_names(config: DeployConfig) -> tuple[str, ...] | None:
@@ -155,7 +129,7 @@ def adapter_names(config: DeployConfig) -> tuple[str, ...] | None:
         raise UsageError("some adapters have names and some have none", where=where, fix="name=PATH for each")
     if len(set(named)) < len(named):
         raise UsageError("two adapters have the same name", where=where)
-    if config.serving.merge_lora:
+    if config.engine.merge_lora:
         raise UsageError("a merged adapter can't be chosen by name", where="--merge_lora", fix="--adapters PATH")
     return tuple(named)
 
@@ -176,16 +150,14 @@ def listen(config: DeployConfig) -> socket.socket:
     return listener
 
 
-def build(
-    config: DeployConfig, inner: InferConfig, source: setup.Source | None, names: tuple[str, ...] | None = None
-) -> Service:
+def build(config: DeployConfig, source: setup.Source | None) -> Service:
     """The engine with what the server needs beside it. Loads the weights."""
-    settings = settings_of(config, inner)
-    if inner.head.task_type != "causal_lm":
+    settings = settings_of(config)
+    if config.head.task_type != "causal_lm":
         assert source is not None
-        return build_judge(inner, source, settings)
-    engine, shared = setup.build_engine(inner, source, names, RESTART_PATIENCE)
-    if config.serving.infer_backend == "fake":
+        return build_judge(config, source, settings)
+    engine, shared = setup.build_engine(config, source, adapter_names(config), RESTART_PATIENCE)
+    if config.engine.infer_backend == "fake":
         form = ReplyFormat(lambda text, tools: {"role": "assistant", "content": text})
         return Service(engine, CodePoints(), form, settings, reading=Reading(CodePointTexts()))
     if source is None:
@@ -206,7 +178,7 @@ def build(
     return Service(engine, prompts, form, settings, probe, learn_forcing(encoder, ends), reading)
 
 
-def build_judge(config: InferConfig, source: setup.Source, settings: Settings) -> Service:
+def build_judge(config: DeployConfig, source: setup.Source, settings: Settings) -> Service:
     """A model that embeds, ranks or classifies. Loads the weights."""
     from swift.engines.judging import load_judge
     from swift.engines.pooling import PoolingEngine
@@ -240,10 +212,10 @@ def with_variables(encoder: ChatEncoder, variables: Mapping[str, Any]) -> ChatEn
     return changed
 
 
-def settings_of(config: DeployConfig, inner: InferConfig) -> Settings:
+def settings_of(config: DeployConfig) -> Settings:
     serving = config.serving
     seed = config.generation.seed if config.given("seed") else None
-    defaults: Sampling = replace(setup.sampling_of(inner), seed=seed, logprobs=False, top_logprobs=0)
+    defaults: Sampling = replace(setup.sampling_of(config), seed=seed, logprobs=False, top_logprobs=0)
     path = (config.model.model,) if config.model.model else ()
     return Settings(
         names=serving.served_model_name,

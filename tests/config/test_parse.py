@@ -89,7 +89,7 @@ def test_values_as_typed(argv, name, value):
 
 def test_backend_names_of_older_versions():
     for word in ("pt", "transformers"):
-        assert parse(InferConfig, ["--infer_backend", word]).config.infer.infer_backend == "pt"
+        assert parse(InferConfig, ["--infer_backend", word]).config.engine.infer_backend == "pt"
 
 
 def test_words_without_an_option_are_the_query_of_the_lists():

@@ -15,7 +15,7 @@ from swift.config.commands import DeployConfig
 from swift.config.parse import parse
 from swift.errors import ResourceError, SwiftError
 from swift.serve import deploy
-from swift.serve.deploy import as_infer, listen
+from swift.serve.deploy import listen
 from tests import tiny
 from tests.serve.served import running
 
@@ -112,12 +112,8 @@ def test_a_tiny_model_answers_as_generate_does(checkpoint):
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from swift.engines import setup
-
     given = config("--model", str(checkpoint), "--served_model_name", "tiny", "--torch_dtype", "float32")
-    inner, source = setup.find_source(as_infer(given))
-    inner = setup.decide_generation(inner, source.files)
-    served = deploy.build(given, inner, source)
+    served = deploy.build(*deploy.find_source(given))
     messages = [{"role": "user", "content": "What is one plus one?"}]
     tokenizer = AutoTokenizer.from_pretrained(checkpoint)
     model = AutoModelForCausalLM.from_pretrained(checkpoint, dtype=torch.float32)
@@ -154,11 +150,8 @@ def test_a_call_is_forced_also_where_the_template_knows_no_tools(checkpoint, str
     """The template of `checkpoint` shows no tools: the call is a bare JSON object that matches the tool's schema."""
     import json
 
-    from swift.engines import setup
-
     given = config("--model", str(checkpoint), "--served_model_name", "tiny", "--torch_dtype", "float32")
-    inner, source = setup.find_source(as_infer(given))
-    served = deploy.build(given, setup.decide_generation(inner, source.files), source)
+    served = deploy.build(*deploy.find_source(given))
     parameters = {
         "type": "object",
         "properties": {"colour": {"enum": ["red", "green"]}},

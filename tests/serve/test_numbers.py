@@ -28,9 +28,9 @@ TEXTS = ["a cat", "The capital of France is Paris.", "one plus one is two and a 
 def served(directory, *argv):
     """`swift deploy` with these options, up to its service."""
     config = parse(DeployConfig, ["--model", str(directory), "--torch_dtype", "float32", *argv]).config
-    inner, source = deploy.setup.find_source(deploy.as_infer(config))
+    config, source = deploy.find_source(config)
     config = config.replace({"served_model_name": ("tiny",)}, "decided")
-    return deploy.build(config, inner, source)
+    return deploy.build(config, source)
 
 
 @pytest.fixture(scope="module")
@@ -200,14 +200,14 @@ def test_adapters_by_request_change_vectors_too(chat_dir, tmp_path):
             torch.nn.init.normal_(parameter, std=0.3)
     model.save_pretrained(tmp_path / "law")
     config = parse(DeployConfig, ["--model", str(chat_dir), "--adapters", f"law={tmp_path / 'law'}"]).config
-    inner, source = deploy.setup.find_source(deploy.as_infer(config))
+    config, source = deploy.find_source(config)
     config = config.replace({"served_model_name": ("tiny",)}, "decided")
     tuned = PeftModel.from_pretrained(
         AutoModelForCausalLM.from_pretrained(chat_dir), tmp_path / "law"
     ).merge_and_unload()
     tuned.save_pretrained(tmp_path / "merged")
     tiny.tokenizer().save_pretrained(tmp_path / "merged")
-    with running(deploy.build(config, inner, source, ("law",))) as url:
+    with running(deploy.build(config, source)) as url:
         client = client_of(url)
         base = vectors_of(client.embeddings.create(model="tiny", input=TEXTS))
         law = vectors_of(client.embeddings.create(model="law", input=TEXTS))

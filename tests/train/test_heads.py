@@ -53,9 +53,9 @@ def served(words: list[str]):
     from swift.serve import deploy
 
     config = parse(DeployConfig, [*words, "--torch_dtype", "float32"]).config
-    inner, source = deploy.setup.find_source(deploy.as_infer(config))
+    config, source = deploy.find_source(config)
     config = config.replace({"served_model_name": ("m",)}, "decided")
-    return running(deploy.build(config, inner, source))
+    return running(deploy.build(config, source))
 
 
 def newest(run: str) -> Path:
