@@ -55,6 +55,7 @@ def main(config: DeployConfig) -> int:
     logging.basicConfig(format="%(asctime)s %(message)s", datefmt="%H:%M:%S", stream=sys.stderr)
     logging.getLogger("swift").setLevel(config.serving.log_level.upper())
     check(config)
+    adapter_names(config)
     check_backend(config)
     source = None
     if config.engine.infer_backend not in ("fake", "http"):
