@@ -22,6 +22,7 @@ class Encoded:
       "history"               an earlier turn is learned as history shows it, not as it is generated
       "no_end"                the template writes no end-of-turn after a learned turn
       "reasoning_left_out"    the template doesn't show a reasoning that the row has
+      "non_thinking"          replies without reasoning, rendered in the template's non-thinking mode
       "tools_left_out"        the template doesn't show the row's tools
       "part"                  one of several rows made from one conversation
       "part_too_long"         another part of the conversation was dropped because it is longer than max_length

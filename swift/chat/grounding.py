@@ -62,6 +62,13 @@ def with_objects(
     return result
 
 
+def grounded(row: Mapping[str, Any], processing: Any) -> dict[str, Any]:
+    """The row with the places of its `objects` written into its messages; processing: the model's `Processing`."""
+    sizes = processing.sizes(row.get("images") or ())
+    messages = with_objects(row["messages"], row["objects"], processing.grounding, sizes)
+    return {**{key: value for key, value in row.items() if key != "objects"}, "messages": messages}
+
+
 def _listed(objects: Any, key: str) -> list[Any]:
     value = objects.get(key) if isinstance(objects, Mapping) else None
     return list(value) if isinstance(value, (list, tuple)) else []

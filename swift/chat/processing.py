@@ -185,6 +185,13 @@ class Processing:
         return self._by_row
 
 
+def needed(processing: Processing | None) -> Processing:
+    """DataError where there is none."""
+    if processing is None:
+        raise DataError("the row has images, videos or audio, and there is no processor for them here")
+    return processing
+
+
 def _replacements(offsets: Any) -> list[tuple[tuple[int, int], str]] | None:
     """Of the one text given; an empty list from a processor that replaces nothing says nothing."""
     if not offsets or not offsets[0]:

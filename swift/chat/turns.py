@@ -18,6 +18,7 @@ from datetime import datetime
 from typing import Any
 
 from swift.chat.render import ChatTemplate, Refusal, Rendered, Span
+from swift.chat.thinking import without_earlier_reasoning
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,11 @@ class Conversation:
         chat: Sequence[dict[str, Any]],
         tools: Sequence[Mapping[str, Any]] | None,
         variables: Mapping[str, Any],
+        drop: bool = False,
     ):
+        """drop: what is rendered are the messages without the reasoning of earlier rounds."""
         self.template, self.chat, self.tools, self.variables = template, list(chat), tools, variables
+        self.drop = drop
         self.now = datetime.now()
         self.full: Rendered = self._render(len(self.chat), False)
         self._prompts: dict[int, str | None] = {}
@@ -89,8 +93,9 @@ class Conversation:
         return prompt.text[max(b for spans in prompt.segments.values() for _, b in spans) :]
 
     def _render(self, count: int, prompt: bool, marks: bool = True) -> Rendered:
+        chat = self.chat[:count]
         return self.template.render(
-            self.chat[:count],
+            without_earlier_reasoning(chat) if self.drop else chat,
             self.tools,
             add_generation_prompt=prompt,
             variables=self.variables,
@@ -247,22 +252,27 @@ def _lost(message: Mapping[str, Any], alone: str | None, text: str, spans: Seque
 def contents(message: Mapping[str, Any]) -> dict[str, list[str]]:
     """The texts that a message holds, by kind, as they should reappear in a rendering."""
     found: dict[str, list[str]] = {}
-    content = message.get("content")
-    if isinstance(content, list):
-        content = "".join(part.get("text", "") for part in content if isinstance(part, Mapping))
+    content = text_of(message.get("content"))
     inline = ""
-    if isinstance(content, str) and "</think>" in content:
+    if "</think>" in content:
         inline, _, content = content.rpartition("</think>")
         inline = inline.rpartition("<think>")[2]
     reasoning = message.get("reasoning_content") or inline
     if isinstance(reasoning, str) and reasoning.strip():
         found["reasoning"] = [reasoning.strip()]
-    if isinstance(content, str) and content.strip():
+    if content.strip():
         found["content"] = [content.strip()]
     names = [_function(call).get("name") for call in message.get("tool_calls") or () if isinstance(call, Mapping)]
     if names:
         found["tool calls"] = [name for name in names if isinstance(name, str)]
     return found
+
+
+def text_of(content: Any) -> str:
+    """The text of a message's content, which may be typed blocks."""
+    if isinstance(content, list):
+        return "".join(part.get("text", "") for part in content if isinstance(part, Mapping))
+    return content if isinstance(content, str) else ""
 
 
 def _function(call: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -20,6 +20,8 @@ class ChatOptions:
     )
     loss_scale: str = option("default", aliases=("train_on",))
     enable_thinking: bool | None = option()
+    preserve_thinking: bool | None = option()
+    add_non_thinking_prefix: bool | None = option()
     template_kwargs: dict | None = option(aliases=("chat_template_kwargs",))
     response_prefix: str | None = option()
     use_chat_template: bool = option(True)

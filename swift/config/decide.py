@@ -118,7 +118,14 @@ def _plain_text(config: E) -> E:
     """Without a chat template there are no turns: everything is learned, and a long text is cut in pieces."""
     if config.chat.use_chat_template or config.head.task_type != "causal_lm":
         return config
-    for name in ("template", "enable_thinking", "template_kwargs", "response_prefix"):
+    for name in (
+        "template",
+        "enable_thinking",
+        "preserve_thinking",
+        "add_non_thinking_prefix",
+        "template_kwargs",
+        "response_prefix",
+    ):
         if config.given(name):
             raise UsageError(f"--{name} has no meaning without a chat template", fix=f"leave out --{name}")
     if config.chat.loss_scale != "all":

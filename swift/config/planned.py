@@ -7,8 +7,7 @@ Name -> topic; the topic's sentence stands in i18n under [planned]. `swift CMD -
 from __future__ import annotations
 
 TOPICS: dict[str, str] = {
-    "encoding": "agent_template sequence_parallel_size is_binary_loss_scale "
-    "preserve_thinking add_non_thinking_prefix disable_ignore_empty_think model_kwargs",
+    "encoding": "agent_template sequence_parallel_size is_binary_loss_scale disable_ignore_empty_think model_kwargs",
     "data": "download_mode disable_auto_column_mapping packing_num_proc packing_strategy decision_type",
     "heads": "reranker_use_activation mrl_dims metric eval_metric predict_with_generate center_rewards_coefficient",
     "loading": "local_repo_path init_strategy hqq_axis use_ray ray_exp_name device_groups enable_npu_model_patch",

@@ -34,6 +34,7 @@ INHERITED = (
     "max_length",
     "truncation_strategy",
     "enable_thinking",
+    "preserve_thinking",
     "template_kwargs",
     "response_prefix",
     "use_chat_template",

@@ -36,6 +36,8 @@ OPTIONS = (
     "truncation_strategy",
     "loss_scale",
     "enable_thinking",
+    "preserve_thinking",
+    "add_non_thinking_prefix",
     "template_kwargs",
     "response_prefix",
     "use_chat_template",

@@ -74,6 +74,8 @@ def make_encoder(
         template=template,
         system=chat.system,
         enable_thinking=chat.enable_thinking,
+        preserve_thinking=chat.preserve_thinking,
+        add_non_thinking_prefix=chat.add_non_thinking_prefix,
         template_kwargs=chat.template_kwargs,
         loss_scale=chat.loss_scale,
         max_length=chat.max_length,

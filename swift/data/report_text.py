@@ -24,6 +24,7 @@ NOTES = {
     "no_end": "examples whose template writes no end-of-turn token",
     "reasoning_left_out": "examples whose reasoning the template doesn't show",
     "tools_left_out": "examples whose tools the template doesn't show",
+    "non_thinking": "examples of replies without reasoning, as the template's non-thinking mode has them",
     "text": "examples of plain text, every token learned",
 }
 

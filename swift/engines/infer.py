@@ -26,7 +26,11 @@ from swift.errors import UsageError
 from swift.say import speak
 
 # Options of the shared sections that concern training only.
-TRAINING_ONLY = {"loss_scale": "loss", "padding_side": "batches of training"}
+TRAINING_ONLY = {
+    "loss_scale": "loss",
+    "add_non_thinking_prefix": "replies",
+    "padding_side": "batches",
+}
 # Options that only mean something for rows; those of the data section come on top.
 ROWS_ONLY = ("result_path", "val_dataset_sample", "write_batch_size")
 
@@ -143,6 +147,7 @@ def settings_of(config: InferConfig, source: setup.Source | None) -> dict[str, A
         "system",
         "template",
         "enable_thinking",
+        "preserve_thinking",
         "template_kwargs",
         "response_prefix",
         "use_chat_template",

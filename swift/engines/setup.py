@@ -290,6 +290,7 @@ def build_encoder(config: EngineConfig, source: Source, tokenizer: Any) -> Any:
         template=template,
         system=chat.system,
         enable_thinking=chat.enable_thinking,
+        preserve_thinking=chat.preserve_thinking,
         template_kwargs=chat.template_kwargs,
         response_prefix=chat.response_prefix,
         processor=find_processing(as_directory(source.files.path), config.media, config.model.trust_remote_code),

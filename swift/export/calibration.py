@@ -84,6 +84,7 @@ def chat_encoder(
         template=template,
         system=chat.system,
         enable_thinking=chat.enable_thinking,
+        preserve_thinking=chat.preserve_thinking,
         template_kwargs=chat.template_kwargs,
     )
     return encoder, template

@@ -42,7 +42,12 @@ ABSORBED: dict[str, Any] = {
     "quant_bits": None,
 }
 
-ENCODED = ("loss_scale", "truncation_strategy", "padding_side")  # what only rows to train on depend on
+ENCODED = (
+    "loss_scale",
+    "add_non_thinking_prefix",
+    "truncation_strategy",
+    "padding_side",
+)  # of rows to train on
 
 
 def main(config: ExportConfig) -> int:

@@ -70,7 +70,7 @@ def compare(encoder: ChatEncoder, row: dict, **variables: Any) -> str:
         if problem:
             return problem
         found += learned
-    marks = "generation" in encoder._template(row.get("tools"))[0].source.replace("add_generation_prompt", "")
+    marks = "generation" in encoder._dialect.source(row.get("tools")).replace("add_generation_prompt", "")
     straddled = any("straddled" in part.notes for part in outcome)
     wanted = [turn for turn in reference.turns if reference.reply(turn) != ""]  # nothing written, not even an end
     if sorted(turn for turn, _ in found) != wanted and not straddled and not marks:
