@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import pytest
 import torch
 
-from swift.train.lean import lora
+from swift.train.lean import lora, pages
 from swift.train.lean.blocks import RmsNorm, norm_kind
 from swift.train.lean.fuse import Fused
 from tests import tiny
@@ -196,3 +197,39 @@ def test_a_norm_that_computes_something_else_is_left_alone():
         eps=1e-2,
         atol=1e-3,
     )
+
+
+def test_at_rest_the_layers_compute_as_before_and_nothing_is_copied():
+    model = tuned()
+    before = {id(module): module.forward.__func__ for module in model.modules()}
+    fused = Fused(model)
+    fused.engage()
+    places = {name: p.data_ptr() for name, p in model.named_parameters()}
+    fused.rest()
+    assert all(module.forward.__func__ is before[id(module)] for module in model.modules())
+    expected = model(**a_batch()).loss
+    fused.engage()
+    assert {name: p.data_ptr() for name, p in model.named_parameters()} == places
+    torch.testing.assert_close(model(**a_batch()).loss, expected, atol=2e-6, rtol=0)
+
+
+@pytest.mark.skipif(not Path("/proc/self/smaps").exists(), reason="needs Linux")
+def test_pages_of_a_file_are_given_back_once_its_weights_stand_elsewhere(tmp_path):
+    size = 32 << 20
+    (tmp_path / "weights").write_bytes(bytes(range(256)) * (size // 256))
+    storage = torch.UntypedStorage.from_file(str(tmp_path / "weights"), False, size)
+    mapped = torch.empty(0, dtype=torch.uint8).set_(storage, 0, (size,), (1,))
+    total = mapped.sum()
+    assert resident(mapped) > 0.9 * size
+    pages.give_back(mapped[4096:])
+    pages.give_back(torch.ones(1 << 20))  # torch's own is left alone
+    assert resident(mapped) < 0.1 * size
+    assert mapped.sum() == total
+
+
+def resident(tensor: torch.Tensor) -> int:
+    """Bytes of the mapping that holds `tensor` which are in memory now."""
+    start = f"{tensor.data_ptr():x}-"
+    lines = iter(Path("/proc/self/smaps").read_text().splitlines())
+    next(line for line in lines if line.startswith(start))
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("Rss:"))

@@ -27,10 +27,13 @@ class Fused:
         self.model, self.light = model, light
         self.counts: Counter[str] = Counter()
         self.left: Counter[str] = Counter()
-        self._patched: list[nn.Module] = []
+        self._patched: list[tuple[nn.Module, Any]] = []
         self._groups: list[Projections] = []
 
     def engage(self) -> None:
+        if self._patched:
+            self._install()
+            return
         self.counts.clear()
         self.left.clear()
         done: set[int] = set()
@@ -51,14 +54,18 @@ class Fused:
             if kind is not None:
                 self._patch(module, _norm_forward(module, kind))
                 self.counts["norms"] += 1
+        self._install()
+
+    def rest(self) -> None:
+        """The layers' own forward until the next `engage`; their weights stay where they are, views of joint ones."""
+        for module, _ in self._patched:
+            module.__dict__.pop("forward", None)
 
     def release(self) -> None:
-        for module in self._patched:
-            del module.forward
-        for group in self._groups:
-            group.dismantle()
+        self.rest()
         self._patched.clear()
-        self._groups.clear()
+        while self._groups:
+            self._groups.pop().dismantle()
 
     def summary(self) -> str:
         made = ", ".join(f"{count} {name}" for name, count in self.counts.items()) or "none"
@@ -66,8 +73,11 @@ class Fused:
         return f"fused layers: {made}" + (f" ({left})" if left else "")
 
     def _patch(self, module: nn.Module, forward: Any) -> None:
-        module.forward = forward
-        self._patched.append(module)
+        self._patched.append((module, forward))
+
+    def _install(self) -> None:
+        for module, forward in self._patched:
+            module.forward = forward
 
     def _mlp(self, module: nn.Module, children: dict[str, nn.Module], done: set[int]) -> None:
         layers = [children[name] for name in GATED]

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from swift.train.lean import kernels
+from swift.train.lean import kernels, pages
 
 
 class Projections:
@@ -34,8 +34,10 @@ class Projections:
             sum(self.outputs), self.inputs + sum(self.ranks), dtype=weight.dtype, device=weight.device
         )
         for base, rows in zip(bases, self.joint[:, : self.inputs].split(self.outputs), strict=True):
-            rows.copy_(base.weight.data)
+            before = base.weight.data
+            rows.copy_(before)
             base.weight.data = rows
+            pages.give_back(before)
         biases = [base.bias for base in bases]
         self.bias = None
         if any(bias is not None for bias in biases):

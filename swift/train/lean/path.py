@@ -114,7 +114,8 @@ class FastPath:
     @contextmanager
     def aside(self) -> Iterator[None]:
         """The plain path for a while."""
-        self.release()
+        self._leave()
+        self.fused.rest()
         try:
             yield
         finally:
@@ -122,9 +123,12 @@ class FastPath:
 
     def release(self) -> None:
         """Take them out again; the model is as transformers and peft made it."""
+        self._leave()
+        self.fused.release()
+
+    def _leave(self) -> None:
         self.engaged = False
         shapes.uninstall(self.base)
-        self.fused.release()
         kernels.plain()
         for layer in self._compiled:
             layer._compiled_call_impl = None
