@@ -110,6 +110,7 @@ def load_model(path: Path | str, plan: LoadPlan):
     path = Path(path)
     config = load_config(path, trust_remote_code=plan.trust_remote_code)
     _apply_context(config, plan)
+    keep_scale(config)
     if plan.bare:
         auto = bare_class()
     elif plan.head is None:
@@ -327,6 +328,15 @@ def _apply_context(config, plan: LoadPlan) -> None:
         text.rope_parameters = own
         if plan.max_model_len is not None:
             text.max_position_embeddings = plan.max_model_len
+
+
+def keep_scale(config) -> None:
+    """RWKV halves weights in place whenever it goes from training to evaluation, so that 16-bit floats don't overflow:
+    weights saved then would be halved, and packed ones or those under an adapter don't survive it. With 0 it computes
+    the same without that.
+    """
+    if getattr(config, "rescale_every", 0):
+        config.rescale_every = 0
 
 
 def _quantization_config(config, plan: LoadPlan):

@@ -13,7 +13,7 @@ from transformers import TrainingArguments
 
 from swift.errors import UsageError
 from swift.models.load import processor_files
-from swift.train import benchmarks, outofmemory
+from swift.train import benchmarks, outofmemory, random_state
 from swift.train.arguments import training_arguments
 from swift.train.build import build_trainer
 from swift.train.distributed import left_out
@@ -81,7 +81,7 @@ def _train(trainer: SftTrainer, setup: Setup, checkpoint: Path | None) -> tuple[
     start = StepStart(trainer)
     watchdog = Watchdog(trainer, setup.config.training.ddp_timeout, trainer.run_dir)
     try:
-        with watchdog:
+        with watchdog, random_state.no_outside_entropy():
             trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         return None, None
     except Exception as error:

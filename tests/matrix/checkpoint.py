@@ -34,9 +34,23 @@ def build(model_type: str, path: Path, seed: int = 0) -> Path:
         raise ValueError(f"{size:,} parameters after shrinking")
     torch.manual_seed(seed)
     model = kind(config).float().eval()
-    for name in fused_experts(model):  # some classes leave them as the memory was
-        torch.nn.init.normal_(model.get_parameter(name), std=0.08)
+    initialise(model)
     path.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(path)
     tokenizer.save_pretrained(path)
     return path
+
+
+def initialise(model) -> None:
+    """Draw the weights that a class leaves as the memory was (fused experts), or sets to nothing for a start: gates at
+    zero, towers at 1e-10. Nothing would be seen of them, and few bits can't hold them.
+    """
+    import torch
+
+    fused = set(fused_experts(model))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            gate = "gate" in name.rpartition(".")[2] and parameter.numel() == 1
+            nothing = parameter.ndim >= 2 and not parameter.std() > 1e-6
+            if name in fused or gate or nothing:
+                parameter.normal_(std=0.08)
