@@ -14,11 +14,13 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from typing import Any
 
 from swift.chat.render import Span
 
 JOINED = 8  # texts
+_start, _end = itemgetter(0), itemgetter(1)
 
 
 @dataclass(frozen=True)
@@ -136,11 +138,9 @@ class Tokens:
         start, end = span
         if tokenized.offsets is None:
             return self._positions_by_prefix(tokenized, span)
-        ends = [b for _, b in tokenized.offsets]
-        first = bisect_right(ends, start)
-        last = bisect_left([a for a, _ in tokenized.offsets], end)
-        last = max(first, last)
-        before = ends[first - 1] if first else 0
+        first = bisect_right(tokenized.offsets, start, key=_end)
+        last = max(first, bisect_left(tokenized.offsets, end, key=_start))
+        before = tokenized.offsets[first - 1][1] if first else 0
         # a mark put before a word may claim the characters of the token behind it: look at that one's start as well
         reaches = first < last and (before < start or tokenized.offsets[first][0] < start)
         straddled = (reaches or self._may_differ(tokenized, start, first)) and (
