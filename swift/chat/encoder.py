@@ -150,9 +150,9 @@ class ChatEncoder:
         self, row: Mapping[str, Any], shapes: Shapes | None
     ) -> Match | list[Planned] | TemplateError | DataError:
         try:
-            if media_of(row):  # one example: a part would need its own share of them
+            if media_of(row):
                 needed(self.processor)
-                return [self._planner.whole(row)]
+                return self._planner.parts(row)
             return (shapes and shapes.find(row, self._planner.parts)) or self._planner.parts(row)
         except (TemplateError, DataError) as error:
             return error

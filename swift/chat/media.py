@@ -40,6 +40,12 @@ def placed_media(messages: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
     return found
 
 
+def share(media: Mapping[str, Sequence[Any]], messages: Sequence[Mapping[str, Any]]) -> dict[str, list[Any]]:
+    """Of the media of a conversation those that these messages, its first ones, place."""
+    kinds = [part.get("type") for m in messages if isinstance(m.get("content"), list) for part in m["content"]]
+    return {LISTS[kind]: list(media[LISTS[kind]][: kinds.count(kind)]) for kind in LISTS if media.get(LISTS[kind])}
+
+
 def with_blocks(messages: Sequence[Mapping[str, Any]], media: Mapping[str, Sequence[Any]]) -> list[dict[str, Any]]:
     """Messages whose tags are typed blocks that hold their medium: {"type": "image", "image": ...}.
 

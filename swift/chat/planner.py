@@ -16,7 +16,7 @@ from swift.chat.facts import USER, Facts
 from swift.chat.forms import tools_of
 from swift.chat.grounding import grounded
 from swift.chat.label import Planned
-from swift.chat.media import media_of, with_blocks
+from swift.chat.media import media_of, share, with_blocks
 from swift.chat.processing import needed
 from swift.chat.render import ChatTemplate, Refusal, Span
 from swift.chat.scheme import Scheme
@@ -75,14 +75,23 @@ class Planner:
         if "messages" not in row or self.scheme.base == "all":
             return [self.whole(row)]
         talk, facts, weights = self._conversation(row, template)
+        media = media_of(row)
         plans: list[Planned] = []
         for change, chosen in self._modes(talk, weights):
-            plans += self._parts(self._changed(talk, change), facts, chosen, change)
+            plans += self._parts(self._changed(talk, change), facts, chosen, change, media)
         return [replace(plan, notes=(*plan.notes, "part")) for plan in plans] if len(plans) > 1 else plans
 
-    def _parts(self, talk: Conversation, facts: Facts, left: Weights, change: Mapping[str, Any]) -> list[Planned]:
+    def _parts(
+        self,
+        talk: Conversation,
+        facts: Facts,
+        left: Weights,
+        change: Mapping[str, Any],
+        media: Mapping[str, Sequence[Any]],
+    ) -> list[Planned]:
         plans: list[Planned] = []
         while True:
+            made = len(plans)
             text, turns = self._turns(talk, facts, left)
             exact = [turn for turn in turns if not turn.problem]
             failed = [turn for turn in turns if turn.problem]
@@ -90,6 +99,8 @@ class Planner:
                 plans.append(self._planned(talk, text, facts, exact, left, change))
             if failed and failed[-1].index == len(talk.chat) - 1:
                 plans.append(self._composed(talk, facts, failed.pop(), left, change))
+            if media:
+                plans[made:] = [replace(plan, media=share(media, talk.chat)) for plan in plans[made:]]
             if not failed:
                 return plans[::-1]
             left = {turn.index: left[turn.index] for turn in failed}
