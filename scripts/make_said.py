@@ -17,8 +17,8 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 SPOKEN = {"said", "decide", "info", "warning", "error", "disk_error", "Finding"}
-# What goes to clients over the wire, or to programmers, stays English.
-WIRE = {"RequestError", "ApiError", "StatusError", "ValueError", "IndexError", "AttributeError", "TypeError"}
+# What goes to programmers stays English, like what only a program can get wrong in a request (serve/, `invalid`).
+WIRE = {"ValueError", "IndexError", "AttributeError", "TypeError"}
 LOGGERS = ("log", "logger", "self.log")
 WORDS = ("what", "where", "fix", "why", "because", "reason", "note", "notes", "against")
 REASONS = re.compile(r"_?(why|against|refus|reason|dtype_why)")  # functions that return a text of why not

@@ -25,6 +25,8 @@ MANIFEST = "manifest.json"
 ARGS = "args.json"
 LOG = "logging.jsonl"
 STAGING_PREFIX = ".writing-"
+JOB_VARIABLE = "SWIFT_JOB_DIR"  # set by whoever starts a command and wants to know what it writes
+JOB_RUN = "run_directory.txt"
 
 
 def fsync_dir(path: Path) -> None:
@@ -172,6 +174,13 @@ def create_run_dir(output_dir: Path, add_version: bool = True, now: float | None
             return run_dir
         except FileExistsError:
             number += 1
+
+
+def announce(run_dir: Path) -> None:
+    """Leave the name of the run directory in the directory of the job that this process is, where it is one."""
+    job = Path(os.environ.get(JOB_VARIABLE, ""))
+    if job.is_absolute() and job.is_dir():
+        write_text(job / JOB_RUN, str(run_dir))
 
 
 def read_args(path: Path) -> dict[str, Any] | None:

@@ -27,8 +27,10 @@ def said(message: str, lang: str | None = None) -> str:
     return _translated(message, depth=0) or message
 
 
-def error_said(error: SwiftError, lang: str | None = None) -> str:
-    """`str(error)` with its parts translated."""
+def error_said(error: Exception, lang: str | None = None) -> str:
+    """`str(error)` with its parts translated; of an error that isn't ours, its type and its own words."""
+    if not isinstance(error, SwiftError):
+        return f"{type(error).__name__}: {error}"
     where, fix = (said(part, lang) if part else None for part in (error.where, error.fix))
     return str(SwiftError(said(error.what, lang), where=where, fix=fix))
 

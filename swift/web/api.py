@@ -48,7 +48,7 @@ class Api:
             return {"error": error_said(error)}
         except Exception as error:  # a page must hear of any failure; the server's log has the whole of it
             log.exception("the page's call failed")
-            return {"error": f"{type(error).__name__}: {error}"}
+            return {"error": error_said(error)}
 
 
 class Work:

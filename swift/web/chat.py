@@ -23,7 +23,8 @@ from typing import Any
 from swift.children import Child
 from swift.engines.http import HttpEngine
 from swift.engines.protocol import EngineUnavailable, GenerationRequest, Sampling
-from swift.errors import ResourceError, SwiftError, UsageError
+from swift.errors import ResourceError, UsageError
+from swift.i18n.said import error_said
 from swift.web import forms, supervise
 from swift.web.files import read_json, tail
 
@@ -147,7 +148,7 @@ class Answer:
 
     text: str = ""
     done: bool = False
-    error: str = ""
+    error: Exception | None = None
     reason: str = ""
     tokens: int = 0
     started: float = field(default_factory=time.monotonic)
@@ -240,10 +241,8 @@ def _read(answer: Answer) -> None:
             answer.reason = delta.finish_reason or answer.reason
             if time.monotonic() - answer.fetched > FORGOTTEN_SECONDS:
                 answer.stream.cancel()
-    except SwiftError as error:
-        answer.error = str(error)
     except Exception as error:  # whatever the server sent: the page must see the end
-        answer.error = f"{type(error).__name__}: {error}"
+        answer.error = error
     answer.ended = time.monotonic()
     answer.done = True
 
@@ -356,7 +355,7 @@ class ChatApi:
             "more": text[have if isinstance(have, int) and have >= 0 else 0 :],
             "length": len(text),
             "done": done,
-            "failure": answer.error,
+            "failure": error_said(answer.error) if answer.error else "",
             "reason": answer.reason,
             "tokens": answer.tokens,
             "seconds": (answer.ended or time.monotonic()) - answer.started,

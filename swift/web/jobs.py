@@ -21,7 +21,7 @@ from typing import Any
 
 from swift.errors import UsageError
 from swift.i18n import language
-from swift.runs import disk_error, write_json
+from swift.runs import JOB_RUN, JOB_VARIABLE, disk_error, write_json
 from swift.web import supervise
 from swift.web.files import read_json, read_start
 from swift.web.forms import SECRETS
@@ -29,8 +29,7 @@ from swift.web.forms import SECRETS
 RECORD = "job.json"
 STOP_SECONDS = 60.0
 NAME = re.compile(r"\d{8}-\d{6}-[a-z0-9-]+-\d+")
-RUN_DIRECTORY = re.compile(r"^(?:run directory: |运行目录：)\s*(.+)$", re.MULTILINE)  # as said in either language
-HEAD_BYTES = 1 << 18
+LONGEST_PATH = 4096  # bytes
 LOST_SECONDS = 10.0  # a job whose supervisor has not said a word after this long was never started
 
 
@@ -66,9 +65,9 @@ class Job:
         return self.path / supervise.OUTPUT
 
     def run_dir(self) -> Path | None:
-        """The run directory that the command says it writes, from the beginning of its output."""
-        found = RUN_DIRECTORY.search(read_start(self.log, HEAD_BYTES))
-        return (self.cwd / found[1].strip()) if found else None
+        """The run directory that the command writes, once it has made one."""
+        found = read_start(self.path / JOB_RUN, LONGEST_PATH).strip()
+        return self.cwd / found if found else None
 
 
 def _without_secrets(argv: Sequence[str]) -> list[str]:
@@ -101,7 +100,7 @@ class Jobs:
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd=record["cwd"],
-            env={**os.environ, "SWIFT_LANG": language()},
+            env={**os.environ, "SWIFT_LANG": language(), JOB_VARIABLE: str(folder.resolve())},
             start_new_session=True,
         )
         with self._lock:

@@ -15,6 +15,7 @@ import pytest
 from swift import runs
 from swift.cli import main
 from swift.train import checkpoints
+from swift.web.jobs import Job
 from tests import tiny
 from tests.train import support
 
@@ -97,6 +98,13 @@ def test_a_run_directory_holds_everything(sft, tmp_path, model):
         assert (path / "args.json").read_bytes() == (run_dir / "args.json").read_bytes()
     assert "swift infer --adapters out/" in said and "checkpoint-5" in said
     assert "12 rows read" in said and "eval_loss" in said
+
+
+def test_a_run_that_a_page_started_tells_its_job_where_it_writes(sft, tmp_path, monkeypatch):
+    monkeypatch.setenv(runs.JOB_VARIABLE, str(tmp_path))
+    assert sft("--max_steps 1")[0] == 0
+    job = Job("x", tmp_path, ("sft",), tmp_path, 0.0, "finished", 0, 1.0, None)
+    assert job.run_dir() == only_run(tmp_path / "out").resolve()
 
 
 def test_dry_run_says_why_and_writes_nothing(sft, tmp_path):

@@ -67,6 +67,19 @@ def test_stopping_ends_an_answer_early(chat):
         assert answer.reason == "cancelled" and 3 < len(answer.text) < 1500
 
 
+def test_what_an_endpoint_refuses_is_said_in_the_language_of_the_page(chat):
+    with running(service(FakeEngine())) as address:
+        spec, table = {"model": address, "options": ""}, ChatApi(chat).table
+        asked = {"spec": spec, "messages": [{**HELLO[0], "images": ["data:image/png;base64,AAAA"]}], "system": ""}
+        for lang, words in (("en", "takes text only"), ("zh", "只接受文本")):
+            api = Api(lang, table)
+            api.call({"what": "chat_load", "args": {"spec": spec}})
+            id = api.call({"what": "chat_send", "args": asked})["id"]
+            whole(chat, id)
+            said = api.call({"what": "chat_fetch", "args": {"id": id}})["failure"]
+            assert words in said, said
+
+
 def test_an_endpoint_that_is_not_there_is_said(chat):
     spec = Spec("http://127.0.0.1:9")
     chat.load(spec)
