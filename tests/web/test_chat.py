@@ -71,7 +71,7 @@ def test_what_an_endpoint_refuses_is_said_in_the_language_of_the_page(chat):
     with running(service(FakeEngine())) as address:
         spec, table = {"model": address, "options": ""}, ChatApi(chat).table
         asked = {"spec": spec, "messages": [{**HELLO[0], "images": ["data:image/png;base64,AAAA"]}], "system": ""}
-        for lang, words in (("en", "takes text only"), ("zh", "只接受文本")):
+        for lang, words in (("en", "takes text only"), ("zh", "这个模型只接受文本")):
             api = Api(lang, table)
             api.call({"what": "chat_load", "args": {"spec": spec}})
             id = api.call({"what": "chat_send", "args": asked})["id"]
