@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import json
 import logging
 import os
 import re
@@ -226,20 +227,19 @@ def _shortage(
     """How the files fall short of the published set, which is an error unless --eval_limit asks for less anyway."""
     if benchmark.subjects and len(subjects) < benchmark.subjects:
         what = f"{len(subjects)} of the {benchmark.subjects} subjects of {benchmark.name} are there"
-        fix = f"""get the rest, or say that you mean these: --eval_dataset_args '{{"{benchmark.name}": """
-        raise DataError(
-            what, where=str(file.parent), fix=fix + f"""{{"subset_list": ["{next(iter(subjects))}", ...]}}}}'"""
-        )
+        some = json.dumps({benchmark.name: {"subset_list": [next(iter(subjects)), "..."]}})
+        fix = f"get the rest, or say that you mean these: --eval_dataset_args '{some}'"
+        raise DataError(what, where=str(file.parent), fix=fix)
     if full is None or count >= full:
         return None
     what = f"{count} of the {full} rows of {benchmark.name} are there"
     if wish.limit is not None and all(len(docs) >= wish.limit for docs in subjects.values()):
         return what
-    fix = "was the copy cut short? "
     if wish.limit is None:
-        fix += f"--eval_limit {min(map(len, subjects.values()))} says that you mean these rows"
+        least = min(map(len, subjects.values()))
+        fix = f"was the copy cut short? --eval_limit {least} says that you mean these rows"
     else:
-        fix += f"--eval_limit {wish.limit} asks for more than there are"
+        fix = f"was the copy cut short? --eval_limit {wish.limit} asks for more than there are"
     raise DataError(what, where=str(file), fix=fix)
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import tiny
+from tests import tiny, tiny_vlm
 from tests.serve.served import PacedEngine, running, service
 from tests.web.browser import browser_page, processes_in, served, wait_for
 
@@ -238,3 +238,64 @@ def test_the_chat_page_alone(tmp_path):
         ui.kill(signal.SIGKILL)
         wait_for(lambda: processes_in(tmp_path) == [], 20)
         ui.start()
+
+
+@pytest.mark.slow
+def test_a_picture_is_read_by_a_model_of_images(tmp_path):
+    """A picture chosen in the page reaches the model: another one gives another answer, none at all a third."""
+    tiny_vlm.checkpoint(tmp_path / "model", "qwen2_5_vl")
+    said = []
+    with browser_page() as page, served(tmp_path) as ui:
+        page.goto(f"{ui.address}/en/")
+        page.wait_for_selector("#train-model")
+        go(page, "chat")
+        page.fill("#chat-model-a", "./model")
+        page.fill("#chat-max_new_tokens", "12")
+        page.fill("#chat-temperature", "0")
+        for size in ((60, 40), (120, 160), None):
+            if size is not None:
+                picture = tiny_vlm.picture(tmp_path / f"{size[0]}.png", 0, size)
+                page.set_input_files(".sw-compose input[type=file]", files=[picture])
+                page.wait_for_selector(".sw-thumb")
+            page.fill("#chat-message", "what is this?")
+            page.press("#chat-message", "Enter")
+            page.wait_for_selector(".sw-reply .sw-facts, .sw-reply .sw-error", timeout=120_000)
+            assert page.locator(".sw-reply .sw-error").count() == 0, page.inner_text(".sw-reply")
+            assert page.locator(".sw-user img").count() == (size is not None)
+            said.append(page.inner_text(".sw-reply .sw-markdown"))
+            shot(page, f"picture-{size}")
+            page.click("#chat-clear")
+            page.wait_for_selector(".sw-turn", state="detached")
+    assert len(set(said)) == 3, said
+
+
+@pytest.mark.slow
+def test_a_model_is_measured_and_quantized_from_the_page(tmp_path):
+    tiny.checkpoint(tmp_path / "model")
+    questions = [{"query": f"Which is {i}?", "choices": [f"it is {i}", "no"], "gold": 0} for i in range(6)]
+    (tmp_path / "sets").mkdir()
+    (tmp_path / "sets" / "arc_challenge.jsonl").write_text("\n".join(map(json.dumps, questions)))
+    rows(tmp_path)
+    with browser_page() as page, served(tmp_path) as ui:
+        page.goto(f"{ui.address}/zh/")
+        page.wait_for_selector("#train-model")
+        go(page, "eval")
+        fill(page, "eval", model="./model", eval_dataset="ARC_d", local_dataset="sets")
+        page.click("#start-eval")
+        page.wait_for_selector(".sw-field.bad #eval-eval_dataset")
+        fill(page, "eval", eval_dataset="ARC_c")
+        page.click("#start-eval")
+        page.wait_for_selector(".sw-field.bad #eval-eval_limit")  # six rows of 1172
+        fill(page, "eval", eval_limit="6")
+        page.click("#start-eval")
+        page.wait_for_selector("#list-eval-list .sw-head .sw-state.finished", timeout=120_000)
+        shot(page, "evaluated")
+        go(page, "export")
+        fill(page, "export", model="./model", quant_method="gptq", quant_bits="3", dataset="rows.jsonl")
+        page.click("#start-export")
+        page.wait_for_selector(".sw-field.bad #export-quant_bits")
+        fill(page, "export", quant_bits="4", quant_n_samples="4", group_size="32", max_ppl_increase="9")
+        page.click("#start-export")
+        page.wait_for_selector("#list-export-list .sw-head .sw-state.finished", timeout=180_000)
+        shot(page, "quantized")
+    assert list(tmp_path.glob("**/quantization_report.json"))
