@@ -187,8 +187,9 @@ class ServerEngine:
         self.client.unload_adapter(name)
 
     def stats(self) -> EngineStats:
-        server = self.server
-        return replace(self.client.stats(), alive=server.alive, restarts=server.restarts, last_death=server.last_death)
+        server, seen = self.server, self.client.stats()
+        alive = seen.alive and server.alive
+        return replace(seen, alive=alive, restarts=server.restarts, last_death=server.last_death)
 
     def close(self) -> None:
         self.client.close()

@@ -26,10 +26,12 @@ from swift.engines.protocol import (
     Text,
     TokenLogprob,
     Usage,
+    closed,
 )
 from swift.engines.stream import GenerationStream
 
 VECTOR = 8  # numbers in a vector
+UNSUPPORTED = frozenset(("prompt_logprobs", "grammar", "num_beams", "logit_bias", "min_new_tokens", "stop_token_ids"))
 
 
 def echo(messages: list[dict[str, Any]]) -> str:
@@ -46,13 +48,14 @@ class FakeEngine:
         self._answer = answer
         self.capabilities = Capabilities(
             max_concurrency=8,
-            unsupported=frozenset({"prompt_logprobs", "grammar"}),
+            unsupported=UNSUPPORTED,
             loads_adapters=True,
             tasks=frozenset({"generate", "embed"}),
         )
         self._stats = EngineStats()
         self._lock = threading.Lock()
         self._waiting: dict[str, GenerationStream[Delta]] = {}
+        self._closed = False
 
     def submit(self, request: GenerationRequest) -> GenerationStream[Delta]:
         deltas: GenerationStream[Delta] = GenerationStream(lambda: self._cancel(request.id))
@@ -67,9 +70,14 @@ class FakeEngine:
             self._count(failed=1)
             deltas.fail(error)
             return deltas
-        if not messages:
+        if self._closed:
+            deltas.fail(closed())
+        elif (request.prompt_ids is None) == (request.messages is None) or not prompt_tokens:
             self._count(failed=1)
             deltas.fail(RequestError("a request has either messages or prompt_ids"))
+        elif request.sampling.max_new_tokens == 0:
+            self._count(failed=1)
+            deltas.fail(RequestError("max_new_tokens must be at least 1", param="max_new_tokens"))
         elif "FAIL" in text:
             self._count(failed=1)
             deltas.fail(RequestError("the fake engine was asked to fail"))
@@ -123,6 +131,7 @@ class FakeEngine:
             return replace(self._stats, running=len(self._waiting))
 
     def close(self) -> None:
+        self._closed = True
         for request_id in list(self._waiting):
             self._cancel(request_id)
 
@@ -137,7 +146,8 @@ def _deltas(text: str, prompt_tokens: int, request: GenerationRequest) -> Iterat
         if last and stops.found is None:
             shown += stops.flush()
         reason = ("stop" if stops.found is not None or number == len(text) else "length") if last else None
-        logprobs = (TokenLogprob(ord(char), char, 0.0),) if sampling.logprobs else ()
+        top = ((ord(char), char, 0.0),) if sampling.top_logprobs else ()
+        logprobs = (TokenLogprob(ord(char), char, 0.0, top),) if sampling.logprobs else ()
         usage = Usage(prompt_tokens, number) if last else None
         yield Delta(shown, (ord(char),), logprobs, reason, usage, stops.found)
         if last:

@@ -32,6 +32,7 @@ from swift.engines.protocol import (
     Text,
     TokenLogprob,
     Usage,
+    closed,
     no_numbers,
 )
 from swift.engines.stream import GenerationStream
@@ -124,7 +125,11 @@ class HttpEngine:
             deltas.fail(error)
             return deltas
         self._count(waiting=1)
-        self._loop.call_soon_threadsafe(self._start, request, path, body, ids, deltas)
+        try:
+            self._loop.call_soon_threadsafe(self._start, request, path, body, ids, deltas)
+        except RuntimeError:  # the loop is closed
+            self._count(waiting=-1, failed=1)
+            deltas.fail(closed())
         return deltas
 
     def numbers(self, texts: Sequence[Text], adapter: str | None = None) -> list[Future[list[float]]]:

@@ -17,7 +17,16 @@ from typing import Any
 
 import torch
 
-from swift.engines.protocol import Capabilities, Delta, EngineError, EngineStats, GenerationRequest, RequestError, Text
+from swift.engines.protocol import (
+    Capabilities,
+    Delta,
+    EngineError,
+    EngineStats,
+    GenerationRequest,
+    RequestError,
+    Text,
+    closed,
+)
 from swift.engines.stream import GenerationStream
 from swift.models.sentence import pooled
 
@@ -206,7 +215,7 @@ class PoolingEngine:
         try:
             self._thread.submit(turn)
         except RuntimeError:  # it is shut down
-            self._queue.fail(RequestError("the engine is closed"))
+            self._queue.fail(closed())
 
     def _count(self, **more: int) -> None:
         with self._lock:
@@ -235,5 +244,5 @@ class PoolingEngine:
             return replace(self._stats, waiting=self._queue.waiting)
 
     def close(self) -> None:
-        self._queue.fail(RequestError("the engine is closed"))
+        self._queue.fail(closed())
         self._thread.shutdown(wait=True, cancel_futures=True)

@@ -261,6 +261,11 @@ class EngineStats:
     kv_capacity: int | None = None
 
 
+def closed() -> EngineUnavailable:
+    """What an engine answers after `close`."""
+    return EngineUnavailable("the engine is closed")
+
+
 def no_numbers(engine: str) -> RequestError:
     """What engines that only write text answer to `numbers`."""
     return RequestError(f"{engine} only writes text here", fix="--infer_backend pt")

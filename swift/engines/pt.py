@@ -28,6 +28,7 @@ from swift.engines.protocol import (
     RequestError,
     Sampling,
     Text,
+    closed,
 )
 from swift.engines.ragged import RaggedModel, Rows, kv_capacity
 from swift.engines.sampling import MOST_LOGPROBS, Sampler, SamplingRule
@@ -115,6 +116,7 @@ class PtEngine:
         try:
             states.append(self._prepare(request, deltas))
         except Exception as error:
+            self._scheduler.refused()
             deltas.fail(error)
             return deltas
         self._scheduler.add(states[0])
@@ -204,7 +206,7 @@ class PtEngine:
     def _schedule(self, turn: Callable[[], None]) -> None:
         called = self.in_model_thread(lambda model: turn())
         if called.done() and called.exception() is not None:
-            self._queue.fail(RequestError("the engine is closed"))
+            self._queue.fail(closed())
 
     def load_adapter(self, name: str, path: Path) -> None:
         if name in self._adapters:
@@ -229,7 +231,7 @@ class PtEngine:
 
     def close(self) -> None:
         self._scheduler.close()
-        self._queue.fail(RequestError("the engine is closed"))
+        self._queue.fail(closed())
 
 
 def _ids(value: int | list[int] | None) -> frozenset[int]:

@@ -22,7 +22,7 @@ import torch
 
 from swift.engines.batch import Batch, CausalModel
 from swift.engines.lora import Adapter
-from swift.engines.protocol import EngineError, EngineStats, RequestError
+from swift.engines.protocol import EngineError, EngineStats, closed
 from swift.engines.ragged import Rows
 from swift.engines.sampling import choose
 from swift.engines.sequence import GenerationState
@@ -62,11 +62,16 @@ class Scheduler:
     def add(self, state: GenerationState) -> None:
         with self._changed:
             if self._closing:
-                state.stream.fail(RequestError("the engine is closed"))
+                state.stream.fail(closed())
                 return
             self._waiting.append(state)
             self._live.append(state)
             self._changed.notify_all()
+
+    def refused(self) -> None:
+        """Count a request that failed before it could be added."""
+        with self._changed:
+            self._stats = replace(self._stats, failed=self._stats.failed + 1)
 
     def cancel(self, state: GenerationState) -> None:
         with self._changed:
@@ -78,7 +83,7 @@ class Scheduler:
         future: Future[T] = Future()
         with self._changed:
             if self._closing:
-                future.set_exception(RequestError("the engine is closed"))
+                future.set_exception(closed())
             else:
                 self._calls.append((work, future))
                 self._changed.notify_all()

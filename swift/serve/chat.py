@@ -14,10 +14,10 @@ from starlette.responses import Response
 from swift.engines.protocol import TokenLogprob, Usage
 from swift.serve.conversation import ChatCall, Replies, Reply, whole_replies
 from swift.serve.errors import ApiError, invalid
-from swift.serve.forcing import wanted_call, wanted_format
+from swift.serve.forcing import wanted_call, wanted_form
 from swift.serve.http import dumps, event, json_response, read_body, stream_response, while_connected
 from swift.serve.messages import conversation, tools
-from swift.serve.params import MESSAGES, SAMPLING, Param, harmless, read, sampling, stop_texts, unsupported
+from swift.serve.params import FORMS, MESSAGES, SAMPLING, Param, harmless, read, sampling, stop_texts, unsupported
 from swift.serve.replies import Content, Piece, Reasoning
 from swift.serve.service import Service
 
@@ -36,7 +36,7 @@ CHAT = (
     Param("tools", "array"),
     Param("tool_choice", "string|object"),
     Param("parallel_tool_calls", "boolean"),
-    Param("response_format", "object"),
+    *FORMS,
     Param("chat_template_kwargs", "object"),
     Param("reasoning_effort", "string"),
     *SAMPLING,
@@ -78,7 +78,7 @@ def chat_call(service: Service, body: Mapping[str, Any]) -> ChatCall:
     model, adapter = service.model(body.get("model"))
     one_call = body.get("parallel_tool_calls") is False
     offered, wanted = wanted_call(body.get("tool_choice"), tools(body.get("tools")), not one_call)
-    schema = wanted_format(body.get("response_format"))
+    form = wanted_form(body)
     variables = dict(body.get("chat_template_kwargs", {}))
     if "reasoning_effort" in body:
         variables.setdefault("reasoning_effort", body["reasoning_effort"])
@@ -97,7 +97,7 @@ def chat_call(service: Service, body: Mapping[str, Any]) -> ChatCall:
         ),
         n=body.get("n", 1),
         one_call=one_call,
-        wanted=wanted if wanted.call else replace(wanted, schema=schema),
+        wanted=wanted if wanted.call else replace(wanted, schema=form.schema, grammar=form.grammar),
     )
 
 

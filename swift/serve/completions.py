@@ -19,8 +19,9 @@ from starlette.responses import Response
 from swift.engines.protocol import GenerationRequest, Sampling, TokenLogprob, Usage, choices
 from swift.serve.chat import DONE, LOWEST_LOGPROB, check_logprobs, error_events, usage_object, usage_wanted
 from swift.serve.errors import invalid
+from swift.serve.forcing import wanted_form
 from swift.serve.http import event, json_response, read_body, stream_response, while_connected
-from swift.serve.params import SAMPLING, Param, harmless, read, sampling, stop_texts, token_ids, unsupported
+from swift.serve.params import FORMS, SAMPLING, Param, harmless, read, sampling, stop_texts, token_ids, unsupported
 from swift.serve.service import Answers, Service
 
 DEFAULT_MAX_TOKENS = 16  # the API's
@@ -35,6 +36,7 @@ COMPLETION = (
     Param("logprobs", "integer", low=0),
     Param("echo", "boolean"),
     Param("best_of", "integer", low=1),
+    *FORMS,
     *SAMPLING,
     *unsupported(suffix=("",)),
     *harmless("user"),
@@ -92,6 +94,8 @@ async def _job(service: Service, body: Mapping[str, Any]) -> Job:
     )
     if body.get("echo") and logprobs is not None:
         settings = replace(settings, prompt_logprobs=logprobs)
+    grammar = service.forcing.grammar(service.engine, wanted_form(body), (), "")
+    settings = replace(settings, grammar=grammar)
     prompts = await service.in_thread(_prompt_ids, service, body["prompt"])
     echoes = [""] * len(prompts)
     if body.get("echo"):

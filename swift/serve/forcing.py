@@ -22,11 +22,12 @@ Tools = Sequence[Mapping[str, Any]]
 
 @dataclass(frozen=True)
 class Wanted:
-    """What a request forces. `schema`: the answer's JSON schema. `call`: the answer must call a tool, `name` that one
-    only. `many`: several calls are fine.
+    """What a request forces. `schema`: the answer's JSON schema, `grammar`: another form of it. `call`: the answer must
+    call a tool, `name` that one only. `many`: several calls are fine.
     """
 
     schema: Mapping[str, Any] | bool | None = None
+    grammar: Grammar | None = None
     call: bool = False
     name: str | None = None
     many: bool = True
@@ -56,11 +57,16 @@ class Forcing:
 
     def grammar(self, engine: Engine, wanted: Wanted, tools: Tools, opening: str) -> Grammar | None:
         """The grammar of the answer; `opening` is what the prompt has written of it already."""
+        kinds = engine.capabilities.grammars
+        lead = self._lead(opening)
+        if wanted.grammar is not None:
+            if wanted.grammar.kind not in kinds or tools or lead:
+                message = "this engine can't hold answers to it, or not beside tools and reasoning"
+                raise invalid(message, "structured_outputs", "unsupported_parameter")
+            return wanted.grammar
         if wanted.schema is None and not wanted.call:
             return None
-        kinds = engine.capabilities.grammars
         param = "tool_choice" if wanted.call else "response_format"
-        lead = self._lead(opening)
         if wanted.schema is not None and not tools and not lead:
             if "json_schema" not in kinds:
                 raise invalid("this engine can't force the form of an answer", param, "unsupported_parameter")
@@ -125,6 +131,29 @@ def wanted_format(value: Mapping[str, Any] | None, param: str = "response_format
             raise invalid(f"{param} of type json_schema needs a schema", param, "missing_parameter")
         return schema
     raise invalid(f"{param}.type may be text, json_object or json_schema", param, "invalid_value")
+
+
+def wanted_form(body: Mapping[str, Any]) -> Wanted:
+    """What response_format (OpenAI's) or structured_outputs (vLLM's: json, regex, choice or grammar) forces."""
+    schema = wanted_format(body.get("response_format"))
+    value = body.get("structured_outputs")
+    if value is None:
+        return Wanted(schema=schema)
+    if schema is not None:
+        raise invalid("response_format and structured_outputs both say what to write", "structured_outputs")
+    known = {"json": (dict, bool), "regex": str, "grammar": str, "choice": list}
+    if len(value) != 1 or not all(isinstance(v, known.get(name, ())) for name, v in value.items()):
+        ways = '{"json": SCHEMA}, {"regex": TEXT}, {"choice": [TEXT, ...]} or {"grammar": LARK}'
+        message = f"structured_outputs must be {ways}"
+        raise invalid(message, "structured_outputs", "invalid_value")
+    ((name, held),) = value.items()
+    if name == "json":
+        return Wanted(schema=held)
+    if name == "choice":
+        if not held or not all(isinstance(text, str) and text for text in held):
+            raise invalid("choice must be a list of texts", "structured_outputs", "invalid_value")
+        return Wanted(grammar=Grammar("lark", f"start: {' | '.join(map(json.dumps, held))}"))
+    return Wanted(grammar=Grammar("regex" if name == "regex" else "lark", held))
 
 
 def wanted_call(choice: Any, tools: Tools, many: bool) -> tuple[Tools, Wanted]:

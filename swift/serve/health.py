@@ -1,7 +1,8 @@
 """Whether the engine is alive and answering, found by what it does and not by what it says.
 
-Promises: true when tokens or answers have come within `fresh` seconds; otherwise a one-token request is sent to it,
-and where it is busy with requests that wait long, it is given `patience` seconds between two signs of life.
+Promises: true when tokens or answers have come within `fresh` seconds; otherwise, and whenever the engine says that it
+isn't there, a one-token request is sent to it. Where it is busy with requests that wait long, it is given `patience`
+seconds between two signs of life.
 """
 
 from __future__ import annotations
@@ -39,6 +40,8 @@ class Watch:
         stats = self._service.engine.stats()
         (old, then), looked = self._seen, self._looked
         self._looked = now
+        if not stats.alive:
+            return await self._ask_once()
         if _progress(stats) != _progress(old):
             self._seen = (stats, now)
             then = now
@@ -52,6 +55,10 @@ class Watch:
             return Health(True, f"busy, no token for {silent:.0f} s")
         if busy:
             return Health(False, f"{busy} requests and no token for {silent:.0f} s")
+        return await self._ask_once()
+
+    async def _ask_once(self) -> Health:
+        """What the question under way finds, or a new one."""
         if self._probing is None or self._probing.done():
             self._probing = asyncio.ensure_future(self._probe())
         return await asyncio.shield(self._probing)
@@ -82,4 +89,4 @@ class Watch:
 
 
 def _progress(stats: EngineStats) -> tuple[int, ...]:
-    return (stats.finished, stats.failed, stats.cancelled, stats.generated_tokens)
+    return (stats.finished, stats.cancelled, stats.generated_tokens)

@@ -209,6 +209,7 @@ SAMPLING = (
     Param("logit_bias", "object"),
     Param("min_tokens", "integer", low=0),
 )
+FORMS = (Param("response_format", "object"), Param("structured_outputs", "object"))
 
 
 def stop_texts(values: Mapping[str, Any], name: str = "stop") -> tuple[str, ...]:

@@ -10,6 +10,7 @@ import torch
 
 from swift.engines.protocol import (
     EngineError,
+    EngineUnavailable,
     GenerationRequest,
     PromptTooLong,
     RequestError,
@@ -344,7 +345,7 @@ def test_closing_ends_everything_that_runs(llama, tokenizer):
     next(streams[0])
     engine.close()
     assert [list(s)[-1].finish_reason for s in streams] == ["cancelled"] * 5
-    with pytest.raises(RequestError, match="closed"):
+    with pytest.raises(EngineUnavailable, match="closed"):
         generate(engine, greedy([1], 1))
 
 

@@ -1,6 +1,7 @@
 """`swift deploy` as a command: its checks, its end, TLS, and a tiny model behind it."""
 
 import os
+import re
 import signal
 import ssl
 import subprocess
@@ -177,3 +178,37 @@ def test_a_call_is_forced_also_where_the_template_knows_no_tools(checkpoint, str
     (call,) = choice.message.tool_calls
     assert call.function.name == "paint" and json.loads(call.function.arguments)["colour"] in ("red", "green")
     assert choice.finish_reason == "tool_calls" and not choice.message.content
+
+
+@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions"])
+def test_forms_of_answers(checkpoint, path):
+    """response_format as OpenAI has it, structured_outputs as vLLM has it, in both APIs."""
+    served = deploy.build(*deploy.find_source(config("--model", str(checkpoint), "--torch_dtype", "float32")))
+    chat = {"messages": [{"role": "user", "content": "colour?"}]} if "chat" in path else {"prompt": "colour"}
+
+    def ask(**more):
+        body = {"model": str(checkpoint), "max_tokens": 40, "temperature": 1.0, "seed": 3, **chat, **more}
+        reply = httpx.post(f"{url}{path}", json=body, timeout=60)
+        if reply.status_code != 200:
+            return reply.status_code, reply.json()["error"]["param"]
+        choice = reply.json()["choices"][0]
+        return choice["message"]["content"] if "chat" in path else choice["text"]
+
+    schema = {"enum": ["red", "green"]}
+    with running(served) as url:
+        form = {"type": "json_schema", "json_schema": {"name": "colour", "schema": schema}}
+        assert ask(response_format=form) in ('"red"', '"green"')
+        assert ask(structured_outputs={"json": schema}) in ('"red"', '"green"')
+        assert ask(structured_outputs={"choice": ["red", 'gr"n', "é"]}) in ("red", 'gr"n', "é")
+        assert re.fullmatch("[ab]{3}-[0-9]", ask(structured_outputs={"regex": "[ab]{3}-[0-9]"}))
+        assert ask(structured_outputs={"grammar": 'start: "a" "b"'}) == "ab"
+        for wrong in (
+            {},
+            {"regex": 3},
+            {"choice": []},
+            {"regex": "a", "grammar": "b"},
+            {"regex": "("},
+            {"nothing": "a"},
+        ):
+            assert ask(structured_outputs=wrong)[0] == 400, wrong
+        assert ask(structured_outputs={"regex": "a"}, response_format=form) == (400, "structured_outputs")
