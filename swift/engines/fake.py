@@ -54,11 +54,11 @@ class FakeEngine:
         )
         self._stats = EngineStats()
         self._lock = threading.Lock()
-        self._waiting: dict[str, GenerationStream[Delta]] = {}
+        self._waiting: list[GenerationStream[Delta]] = []
         self._closed = False
 
     def submit(self, request: GenerationRequest) -> GenerationStream[Delta]:
-        deltas: GenerationStream[Delta] = GenerationStream(lambda: self._cancel(request.id))
+        deltas: GenerationStream[Delta] = GenerationStream(lambda: self._cancel(deltas))
         messages = [dict(m) for m in request.messages or ()]
         if request.prompt_ids is not None:
             messages = [{"role": "user", "content": "".join(map(chr, request.prompt_ids))}]
@@ -83,7 +83,7 @@ class FakeEngine:
             deltas.fail(RequestError("the fake engine was asked to fail"))
         elif "WAIT" in text:
             with self._lock:
-                self._waiting[request.id] = deltas
+                self._waiting.append(deltas)
         else:
             for delta in _deltas(text, prompt_tokens, request):
                 deltas.put(delta)
@@ -103,13 +103,14 @@ class FakeEngine:
             self._count(finished=1, prompt_tokens=len(text.ids))
         return futures
 
-    def _cancel(self, request_id: str) -> None:
+    def _cancel(self, deltas: GenerationStream[Delta]) -> None:
         with self._lock:
-            deltas = self._waiting.pop(request_id, None)
-        if deltas is not None:
-            deltas.put(Delta(finish_reason="cancelled", usage=Usage(0, 0)))
-            deltas.end()
-            self._count(cancelled=1)
+            if deltas not in self._waiting:
+                return
+            self._waiting.remove(deltas)
+        deltas.put(Delta(finish_reason="cancelled", usage=Usage(0, 0)))
+        deltas.end()
+        self._count(cancelled=1)
 
     def _count(self, **more: int) -> None:
         with self._lock:
@@ -132,8 +133,8 @@ class FakeEngine:
 
     def close(self) -> None:
         self._closed = True
-        for request_id in list(self._waiting):
-            self._cancel(request_id)
+        for deltas in list(self._waiting):
+            self._cancel(deltas)
 
 
 def _deltas(text: str, prompt_tokens: int, request: GenerationRequest) -> Iterator[Delta]:

@@ -8,6 +8,7 @@ is asked again for `patience` seconds, as long as nothing of the answer has come
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import logging
 import threading
@@ -96,10 +97,11 @@ class HttpEngine:
         )
         self._headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
         self._encoding = threading.Lock()
-        self._counting = threading.Lock()
+        self._counting, self._door = threading.Lock(), threading.Lock()
+        self._ended = False
         self._stats = EngineStats()
         self._heard = time.monotonic()
-        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name=f"swift-{self.name}", daemon=True)
         self._thread.start()
@@ -117,7 +119,8 @@ class HttpEngine:
     # ---- the protocol ----
 
     def submit(self, request: GenerationRequest) -> GenerationStream[Delta]:
-        deltas: GenerationStream[Delta] = GenerationStream(lambda: self._cancel(request.id))
+        tasks: list[asyncio.Task[None]] = []  # the one that answers, once it has been made
+        deltas: GenerationStream[Delta] = GenerationStream(lambda: self._cancel(tasks))
         try:
             path, body, ids = self._prepare(request)
         except Exception as error:
@@ -126,10 +129,10 @@ class HttpEngine:
             return deltas
         self._count(waiting=1)
         try:
-            self._loop.call_soon_threadsafe(self._start, request, path, body, ids, deltas)
+            with self._door:
+                self._loop.call_soon_threadsafe(self._start, request, path, body, ids, deltas, tasks)
         except RuntimeError:  # the loop is closed
-            self._count(waiting=-1, failed=1)
-            deltas.fail(closed())
+            self._refuse(deltas)
         return deltas
 
     def numbers(self, texts: Sequence[Text], adapter: str | None = None) -> list[Future[list[float]]]:
@@ -160,14 +163,21 @@ class HttpEngine:
         asyncio.run_coroutine_threadsafe(self._end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
-        self._loop.close()
+        with self._door:
+            self._loop.run_until_complete(asyncio.sleep(0))  # requests that came meanwhile are refused
+            self._loop.close()
 
     async def _end(self) -> None:
-        tasks = list(self._tasks.values())
+        self._ended = True
+        tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
         await self._client.aclose()
+
+    def _refuse(self, deltas: GenerationStream[Delta]) -> None:
+        self._count(waiting=-1, failed=1)
+        deltas.fail(closed())
 
     # ---- requests ----
 
@@ -211,19 +221,30 @@ class HttpEngine:
         adapter = adapter or self._default_adapter
         return self._model if adapter is None else self._dialect.adapter.format(base=self._model, adapter=adapter)
 
-    def _start(self, request: GenerationRequest, path: str, body: Any, ids: Any, deltas: Any) -> None:
+    def _start(
+        self, request: GenerationRequest, path: str, body: Any, ids: Any, deltas: Any, tasks: list[asyncio.Task[None]]
+    ) -> None:
+        if self._ended:
+            return self._refuse(deltas)
         answer = Answer(self, request, path, body, ids, deltas)
         task = self._loop.create_task(answer.run())
-        self._tasks[request.id] = task
-        task.add_done_callback(lambda _: self._tasks.pop(request.id, None))
+        tasks.append(task)
+        self._tasks.add(task)
 
-    def _cancel(self, request_id: str) -> None:
+        def ended(task: asyncio.Task[None]) -> None:
+            self._tasks.discard(task)
+            if task.cancelled():  # before it took its first step
+                answer.cancelled_early()
+
+        task.add_done_callback(ended)
+
+    def _cancel(self, tasks: list[asyncio.Task[None]]) -> None:
         def cancel() -> None:
-            task = self._tasks.get(request_id)
-            if task is not None:
+            for task in tasks:
                 task.cancel()
 
-        self._loop.call_soon_threadsafe(cancel)
+        with contextlib.suppress(RuntimeError):  # the loop is closed, and everything has ended
+            self._loop.call_soon_threadsafe(cancel)
 
     def _count(self, **more: int) -> None:
         with self._counting:
@@ -294,6 +315,11 @@ class Answer:
             place = "running" if self._running else "waiting"
             usage = {"prompt_tokens": self._usage.prompt_tokens, "cached_tokens": self._usage.cached_tokens}
             engine._count(**{place: -1, outcome: 1}, **(usage if outcome == "finished" else {}))
+
+    def cancelled_early(self) -> None:
+        self._deltas.put(Delta(finish_reason="cancelled", usage=self._usage))
+        self._deltas.end()
+        self._engine._count(waiting=-1, cancelled=1)
 
     async def _until_answered(self) -> None:
         deadline = time.monotonic() + self._engine._patience

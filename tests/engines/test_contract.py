@@ -364,6 +364,16 @@ def test_cancelling_ends_it_and_frees_its_place(subject, how):
     assert engine.stats().finished == before.finished
 
 
+def test_cancelling_one_of_two_equal_requests_leaves_the_other(subject):
+    request = subject.ask(max_new_tokens=60)
+    wanted = generate(subject.engine, request).text
+    for _ in range(5):  # at once, before the engine has begun
+        first, second = subject.engine.submit(request), subject.engine.submit(request)
+        second.cancel()
+        assert "".join(delta.text for delta in first) == wanted
+        assert list(second)[-1].finish_reason in ("cancelled", "length", "stop")
+
+
 def test_an_event_loop_reads_many_at_once(subject):
     async def one(text):
         async with subject.engine.submit(subject.ask(text)) as stream:
