@@ -22,10 +22,11 @@ from swift.chat.facts import TOOL, USER
 from swift.chat.forms import tools_of
 from swift.chat.grounding import grounded
 from swift.chat.label import Planned, label, learned, pieces
+from swift.chat.learn_replies import learn_replies
 from swift.chat.media import expand, media_of, placed_media
 from swift.chat.planner import Planner
 from swift.chat.processing import Processing, needed
-from swift.chat.replies import ReplyFormat, learn_replies
+from swift.chat.replies import ReplyFormat
 from swift.chat.scheme import parse_scheme
 from swift.chat.shapes import Match, Shapes
 from swift.chat.symbols import is_symbolic

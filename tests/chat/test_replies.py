@@ -1,12 +1,14 @@
-"""parse(render(message)) == message: content, reasoning and tool calls, in the format of every template of trl."""
+"""parse(render(message)) == message: content, reasoning and tool calls, in the format of every template at hand."""
 
 from __future__ import annotations
 
 import pytest
 
 from swift.chat import ChatEncoder
-from swift.errors import TemplateError
+from swift.errors import SwiftError, TemplateError
 from tests.chat.conversations import TOOLS
+from tests.chat.families import FAMILIES
+from tests.chat.odd import ODD
 from tests.chat.templates import ORIGINAL, fitted
 
 
@@ -29,17 +31,22 @@ REPLIES = {
 NOT_TOLD_APART = {("gptoss", "content and call")}  # content beside a call is written as reasoning
 
 
-@pytest.mark.parametrize("name", ORIGINAL)
+ALL = {name: path.read_text(encoding="utf-8") for name, path in ORIGINAL.items()}
+ALL |= {f"odd-{name}": source for name, source in {**ODD, **FAMILIES}.items()}
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_parse_undoes_render(name):
-    tok = fitted(ORIGINAL[name].read_text(encoding="utf-8"))
+    tok = fitted(ALL[name])
     encoder = ChatEncoder(tok)
+    asked = {"role": "user", "content": "Q"}
     for kind, reply in REPLIES.items():
-        row = {"messages": [{"role": "user", "content": "Q"}, {"role": "assistant", **reply}], "tools": TOOLS}
-        try:
-            encoded = encoder.encode(row)
-        except TemplateError:
+        outcome = encoder.encode_batch([{"messages": [asked, {"role": "assistant", **reply}], "tools": TOOLS}])[0]
+        if isinstance(outcome, SwiftError):
+            assert isinstance(outcome, TemplateError)  # says what the template leaves out, or where it disagrees
             continue
-        text = tok.decode([label for label in encoded.labels if label != -100])
+        (encoded,) = outcome
+        text = tok.decode(encoded.input_ids).removeprefix(encoder.prompt_text([asked], TOOLS))
         expected = {**plain(reply)}
         if "reasoning_left_out" in encoded.notes:
             expected.pop("reasoning_content")
