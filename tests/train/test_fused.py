@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from swift.train.lean import lora, pages
+from swift.train.lean import fuse, pages, projections
 from swift.train.lean.blocks import RmsNorm, norm_kind
 from swift.train.lean.fuse import Fused
+from swift.train.lean.projections import Apart, Joined
 from tests import tiny
 from tests.train import support
 
@@ -39,6 +40,7 @@ def a_batch():
 
 
 @pytest.mark.parametrize("light", [False, True])
+@pytest.mark.parametrize("kind", [Apart, Joined])
 @pytest.mark.parametrize(
     ("family", "settings"),
     [
@@ -53,7 +55,9 @@ def a_batch():
         ("llama", {"target_modules": ["q_proj", "v_proj"], "bias": "all"}),
     ],
 )
-def test_gradients_are_those_of_peft(family, settings, light):
+def test_gradients_are_those_of_peft(family, settings, kind, light, monkeypatch):
+    """Both ways, whichever the width of the weights would choose."""
+    monkeypatch.setattr(fuse, "projections", kind)
     plain = tuned(family, **settings)
     ours = copy.deepcopy(plain)
     fused = Fused(ours, light)
@@ -71,8 +75,8 @@ def test_gradients_are_those_of_peft(family, settings, light):
 def test_dropout_is_that_of_each_adapter(monkeypatch):
     """The same masks, given to peft's own layers as their dropout."""
     drawn: list[torch.Tensor] = []
-    real = lora.keep_mask
-    monkeypatch.setattr(lora, "keep_mask", lambda *args: drawn.append(real(*args)) or drawn[-1])
+    real = projections.keep_mask
+    monkeypatch.setattr(projections, "keep_mask", lambda *args: drawn.append(real(*args)) or drawn[-1])
     plain = tuned(lora_dropout=0.25, target_modules=["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"])
     ours = copy.deepcopy(plain)
     fused = Fused(ours)
@@ -149,12 +153,15 @@ def test_full_training_keeps_half_of_a_gated_product():
         torch.testing.assert_close(a.grad, b.grad, atol=1e-6, rtol=1e-3, msg=name)
 
 
-def test_released_layers_are_peft_s_own_again_and_adapters_save_as_ever(tmp_path):
-    model = tuned()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_released_layers_are_peft_s_own_again_and_adapters_save_as_ever(tmp_path, dtype):
+    model = tuned(dtype=dtype)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     fused = Fused(model)
+    weights = {name: p.data_ptr() for name, p in model.named_parameters()}
     fused.engage()
-    assert model.base_model.model.model.layers[0].self_attn.q_proj.base_layer.weight.stride(0) > 64
+    moved = any(p.data_ptr() != weights[name] for name, p in model.named_parameters())
+    assert moved == (dtype == torch.bfloat16), "only products in 16 bits have weights of their own"
     model.save_pretrained(tmp_path / "a")
     fused.release()
     model.save_pretrained(tmp_path / "b")
@@ -199,7 +206,9 @@ def test_a_norm_that_computes_something_else_is_left_alone():
     )
 
 
-def test_at_rest_the_layers_compute_as_before_and_nothing_is_copied():
+@pytest.mark.parametrize("kind", [Apart, Joined])
+def test_at_rest_the_layers_compute_as_before_and_nothing_is_copied(kind, monkeypatch):
+    monkeypatch.setattr(fuse, "projections", kind)
     model = tuned()
     before = {id(module): module.forward.__func__ for module in model.modules()}
     fused = Fused(model)

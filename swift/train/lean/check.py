@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("swift")
 
-ROWS, LENGTHS = 3, (64, 40, 23)
+ROWS, LENGTHS, SHORTEST = 3, (64, 40, 23), 4
 SIGHT = 1000  # how many rows are looked through for one with media
 # Relative: of the loss, of a parameter's gradient. Below 32 bits the order of sums alone is worth about that much.
 TOLERANCES = {True: (1e-4, 2e-3), False: (2e-2, 0.15)}
@@ -64,6 +64,7 @@ class CheckFirst(TrainerCallback):
             by(trainer.plain_forward),
             by(trainer.forward_pass),
             mixed,
+            trainer.args.train_batch_size,
         )
         if path.fused_layers:
             log.info(path.fused.summary())
@@ -80,12 +81,15 @@ def verify(
     plain: Callable,
     fast: Callable,
     mixed: bool = False,
+    batch_size: int | None = None,
 ) -> None:
     """Compare and leave out what differs. `plain(batch)` and `fast(batch)` give a batch's loss, with gradient.
 
-    `mixed`: under autocast.
+    `mixed`: under autocast. `batch_size`: rows of a training batch, than whose first no more tokens are tried, so that
+    the plain path needs no more memory here than it would in training.
     """
-    batch = collate([_clipped(row, length) for row, length in zip(_chosen(rows, path), LENGTHS, strict=False)])
+    lengths = LENGTHS if batch_size is None else _lengths(rows, batch_size)
+    batch = collate([_clipped(row, length) for row, length in zip(_chosen(rows, path), lengths, strict=False)])
     model = path.model
     exact = not mixed and all(p.dtype == torch.float32 for p in model.parameters() if p.is_floating_point())
     with random_state.untouched(), _at_rest(model), _noise_in_zeros(model):
@@ -123,6 +127,13 @@ def _chosen(rows: Sequence[Any], path: FastPath) -> list[Mapping[str, Any]]:
         seen = (row for i in range(min(SIGHT, len(rows))) for row in examples_of(rows[i]))
         chosen[-1] = next((row for row in seen if "media" in row), chosen[-1])
     return chosen
+
+
+def _lengths(rows: Sequence[Any], batch_size: int) -> tuple[int, ...]:
+    """`LENGTHS`, or as much shorter as the first batch is than their sum."""
+    first = (row for i in range(min(batch_size, len(rows))) for row in examples_of(rows[i]))
+    share = min(1.0, sum(len(row["labels"]) for row in first) / sum(LENGTHS))
+    return tuple(max(SHORTEST, int(length * share)) for length in LENGTHS)
 
 
 def _clipped(row: Mapping[str, Any], length: int) -> dict[str, Any]:

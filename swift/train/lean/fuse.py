@@ -14,7 +14,8 @@ import torch
 from torch import nn
 
 from swift.train.lean.blocks import Gated, RmsNorm, activation_of, norm_kind
-from swift.train.lean.lora import GatedMlp, Project, Projections
+from swift.train.lean.lora import GatedMlp, Project
+from swift.train.lean.projections import Projections, projections
 
 QUERY_KEY_VALUE = ("q_proj", "k_proj", "v_proj")
 GATED = ("gate_proj", "up_proj", "down_proj")
@@ -93,7 +94,7 @@ class Fused:
         why = next(filter(None, map(refusal, layers)), None)
         if why is not None:
             return  # counted when the layers are looked at one by one
-        first, last = self._joined(layers[:2]), self._joined(layers[2:])
+        first, last = self._projections(layers[:2]), self._projections(layers[2:])
         self._patch(module, _mlp_forward(module, first, last, not self.light))
         self.counts["MLPs"] += 1
         done.update(map(id, layers))
@@ -107,14 +108,14 @@ class Fused:
             return
         if parent is not None and (len(layers) < 2 or len({layer.base_layer.in_features for layer in layers}) > 1):
             return
-        shared = _Shared(self._joined(layers))
+        shared = _Shared(self._projections(layers))
         for place, layer in enumerate(layers):
             self._patch(layer, _shared_forward(shared, layer, place))
             done.add(id(layer))
         self.counts["groups of projections" if len(layers) > 1 else "projections"] += 1
 
-    def _joined(self, layers: list[nn.Module]) -> Projections:
-        group = Projections(layers, layers[0].active_adapters[0])
+    def _projections(self, layers: list[nn.Module]) -> Projections:
+        group = projections(layers, layers[0].active_adapters[0])
         self._groups.append(group)
         return group
 
@@ -168,7 +169,7 @@ def _shared_forward(shared: _Shared, layer: nn.Module, place: int) -> Any:
     plain = layer.forward
 
     def forward(x: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
-        if args or kwargs or not shared.group.ready():
+        if args or kwargs or not shared.group.ready(x.device.type):
             return plain(x, *args, **kwargs)
         return shared.take(x, place)
 
@@ -179,7 +180,7 @@ def _mlp_forward(module: nn.Module, first: Projections, last: Projections, keep:
     plain, activation = module.forward, activation_of(module.act_fn)
 
     def forward(x: torch.Tensor) -> torch.Tensor:
-        if not (first.ready() and last.ready()):
+        if not (first.ready(x.device.type) and last.ready(x.device.type)):
             return plain(x)
         return GatedMlp.apply(x, first, last, keep, activation, *first.parameters(), *last.parameters())
 
