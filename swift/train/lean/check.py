@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("swift")
 
-ROWS, LENGTHS, SHORTEST = 3, (64, 40, 23), 4
+ROWS, LENGTHS, SHORTEST = 3, (32, 20, 12), 4
 SIGHT = 1000  # how many rows are looked through for one with media
 # Relative: of the loss, of a parameter's gradient. Below 32 bits the order of sums alone is worth about that much.
 TOLERANCES = {True: (1e-4, 2e-3), False: (2e-2, 0.15)}
