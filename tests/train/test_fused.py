@@ -116,13 +116,13 @@ def test_in_bfloat16_fused_is_nearer_to_float32_than_peft():
     batch = a_batch()
     expected, wanted = gradients(exact, batch)
     distances = []
-    for fuse in (False, True):
+    for fused in (False, True):
         model = copy.deepcopy(exact)
         model.zero_grad()
         for name, parameter in model.named_parameters():
             if "lora_" not in name:
                 parameter.data = parameter.data.bfloat16()
-        if fuse:
+        if fused:
             Fused(model).engage()
         with torch.autocast("cpu", torch.bfloat16):
             _, found = gradients(model, batch)
