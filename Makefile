@@ -40,9 +40,15 @@ test-all: $(DEV_STAMP)
 test-web: $(DEV_STAMP)
 	$(BIN)/python -m pytest -q -m '' tests/web/test_browser.py
 
-# Every causal-LM architecture of transformers through all steps, some 30 minutes on two cores; a stopped run goes on.
-matrix: $(DEV_STAMP)
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.matrix
+# What processors of videos and a few towers need. Apart, since beside a torch for CPUs this torchvision can't be
+# imported without what tests/matrix/runner.py does first.
+.matrix/site/.installed: | $(DEV_STAMP)
+	$(PIP) --no-deps --upgrade --target .matrix/site torchvision==0.28.0 timm==1.0.31 num2words==0.5.14 docopt==0.6.2
+	@touch $@
+
+# Every architecture of transformers through all steps, some 30 minutes on two cores; a stopped run goes on.
+matrix: .matrix/site/.installed
+	OMP_NUM_THREADS=1 PYTHONPATH=.matrix/site $(BIN)/python -m tests.matrix
 
 # MODEL=DIR, and in ARGS what else benchmarks/serve.py takes
 bench-serve: $(STAMP)

@@ -284,8 +284,8 @@ def sound(path: Path, seed: int = 0, seconds: float = 0.5, rate: int = 16000) ->
     return str(path)
 
 
-def film(path: Path, frames: int = 20, rate: int = 10) -> str:
-    """A video whose frames grow brighter."""
+def film(path: Path, frames: int = 20, rate: int = 10, shade: int = 0) -> str:
+    """A video whose frames grow brighter from `shade` on."""
     import av
     import numpy as np
 
@@ -293,7 +293,7 @@ def film(path: Path, frames: int = 20, rate: int = 10) -> str:
         stream = container.add_stream("mpeg4", rate=rate)
         stream.width, stream.height = 64, 48
         for i in range(frames):
-            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), 10 * i, np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), shade + 10 * i, np.uint8), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return str(path)

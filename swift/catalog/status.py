@@ -31,7 +31,7 @@ BY_DESIGN = {
 
 @dataclass(frozen=True)
 class ArchitectureStatus:
-    """`failed` maps a step (lora, resume, merge, full, generate, 8bit, 4bit, build) to the reason."""
+    """`failed` maps a step (build, media, lora, resume, merge, full, generate, 8bit, 4bit) to the reason."""
 
     model_type: str
     architecture: str
@@ -46,7 +46,7 @@ def status_text(outcomes: Iterable[dict[str, Any]], transformers: str) -> str:
     """The status file for outcomes with `type`, `architecture` and `failed`."""
     outcomes = sorted(outcomes, key=lambda one: one["type"])
     lines = [
-        "# Written by `make matrix`: what each causal-LM architecture of transformers went through here.",
+        "# Written by `make matrix`: what each architecture of transformers went through here.",
         f'transformers = "{transformers}"',
         "# model type and class, one a line",
         "verified = '''",

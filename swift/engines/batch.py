@@ -71,14 +71,17 @@ class CausalModel:
             if positions is None:
                 positions = _places(mask)[:, -ids.shape[1] :]
             inputs["position_ids"] = positions
+        padded = not bool(mask.all())
         prepared = self.model.prepare_inputs_for_generation(
             ids,
             **{self._cache_name: cache},
-            attention_mask=None if bool(mask.all()) else mask,
+            attention_mask=mask if padded else None,
             use_cache=True,
             is_first_iteration=first,
             **inputs,
         )
+        if padded and self._takes_positions and prepared.get("position_ids") is None:
+            prepared["position_ids"] = positions  # it would count them from the cache's columns, padding too
         return self.model(**prepared, return_dict=True).logits[:, slice(None) if every else slice(-1, None)]
 
     def positions(self, ids: torch.Tensor, mask: torch.Tensor, seen: Mapping[str, torch.Tensor]) -> torch.Tensor | None:

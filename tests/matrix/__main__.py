@@ -1,4 +1,5 @@
-"""`make matrix`: every causal-LM architecture that transformers has, through the steps of tests.matrix.steps.
+"""`make matrix`: every architecture of transformers that answers text, through the steps of tests.matrix.steps; those
+that see or hear with pictures, videos and sounds.
 
 Each architecture runs in a child process with a time limit, two beside each other. Results are kept in --results as
 they come (one JSON file an architecture), so that a run that was stopped goes on; --again runs those that failed once
@@ -32,7 +33,7 @@ def main() -> int:
     wanted = [name for name in options.only.split(",") if name] or runner.architectures()
     unknown = set(wanted) - set(runner.architectures())
     if unknown:
-        parser.error(f"no causal language model of transformers: {', '.join(sorted(unknown))}")
+        parser.error(f"no such architecture, or none that answers text: {', '.join(sorted(unknown))}")
     options.results.mkdir(parents=True, exist_ok=True)
     started = time.monotonic()
     left = []

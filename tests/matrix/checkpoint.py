@@ -1,4 +1,4 @@
-"""A tiny random checkpoint of any causal-LM architecture, as a directory with weights, config and tokenizer."""
+"""A tiny random checkpoint of any architecture, as a directory with weights, config and tokenizer or processor."""
 
 from __future__ import annotations
 
@@ -6,24 +6,40 @@ from pathlib import Path
 
 from swift.models.packed import fused_experts
 from tests import tiny
+from tests.matrix import senses
 from tests.matrix.shapes import tiny_config
 
 MOST_PARAMETERS = 20_000_000
+
+
+def class_of(model_type: str) -> str:
+    """The name of the class that is tried: of the whole model for those that see or hear."""
+    from transformers.models.auto.modeling_auto import (
+        MODEL_FOR_CAUSAL_LM_MAPPING_NAMES,
+        MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES,
+    )
+
+    table = MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES if senses.sees(model_type) else MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+    name = table[model_type]
+    return name if isinstance(name, str) else name[0]
 
 
 def build(model_type: str, path: Path, seed: int = 0) -> Path:
     """Write the checkpoint; what transformers raises for a shape that can't be passes through."""
     import torch
     import transformers
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    tokenizer = tiny.tokenizer()
+    processor = senses.processor_for(model_type) if senses.sees(model_type) else None
+    tokenizer = processor.tokenizer if processor else tiny.tokenizer()
     tokens = dict(
         pad_token_id=tokenizer.pad_token_id, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.eos_token_id
     )
-    config = tiny_config(model_type, tokens, 512)
-    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
-    name = name if isinstance(name, str) else name[0]
+    if processor:
+        recipe = senses.recipe_of(model_type)
+        config = tiny_config(model_type, tokens, len(tokenizer), recipe.config, senses.naming(processor, recipe.ids))
+    else:
+        config = tiny_config(model_type, tokens, 512)
+    name = class_of(model_type)
     config.architectures = [name]
     if vars(config).get("is_decoder") is False:
         config.is_decoder = True
@@ -37,7 +53,7 @@ def build(model_type: str, path: Path, seed: int = 0) -> Path:
     initialise(model)
     path.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(path)
-    tokenizer.save_pretrained(path)
+    (processor or tokenizer).save_pretrained(path)
     return path
 
 
@@ -52,5 +68,7 @@ def initialise(model) -> None:
         for name, parameter in model.named_parameters():
             gate = "gate" in name.rpartition(".")[2] and parameter.numel() == 1
             nothing = parameter.ndim >= 2 and not parameter.std() > 1e-6
-            if name in fused or gate or nothing:
+            if gate or not parameter.isfinite().all():
+                parameter.normal_(std=0.3)
+            elif name in fused or nothing:
                 parameter.normal_(std=0.08)

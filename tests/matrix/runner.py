@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from swift.catalog.status import BY_DESIGN, status_text
+from tests.matrix import senses
+from tests.matrix.checkpoint import class_of
 from tests.matrix.steps import STEP_ORDER, run_steps
 
 PRELOADED = (
@@ -36,11 +38,12 @@ class Child(NamedTuple):
 
 def architectures() -> list[str]:
     """The model types that transformers has a causal language model for, but for those that aren't one by design and
-    names of whole multimodal models for their text part, which is here under its own name.
+    names of whole multimodal models for their text part, which is here under its own name; and those that see or hear.
     """
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    return [name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if name not in BY_DESIGN and not _another(name)]
+    texts = [name for name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES if not senses.sees(name)]
+    return [*(name for name in texts if name not in BY_DESIGN and not _another(name)), *senses.RECIPES]
 
 
 def _another(model_type: str) -> bool:
@@ -49,13 +52,6 @@ def _another(model_type: str) -> bool:
 
     config = getattr(getattr(transformers, class_of(model_type)), "config_class", None)
     return config is not None and config.model_type != model_type
-
-
-def class_of(model_type: str) -> str:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
-
-    name = MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[model_type]
-    return name if isinstance(name, str) else name[0]
 
 
 def read(results: Path, name: str) -> dict[str, Any] | None:
@@ -88,6 +84,22 @@ def run_all(
             shutil.rmtree(child.root, ignore_errors=True)
 
 
+def let_torchvision_in() -> None:
+    """Without its operators torchvision can't be imported: its build for CUDA beside a torch for CPUs has none. Images
+    and videos need none of them.
+    """
+    import importlib.util
+
+    import torch
+
+    if importlib.util.find_spec("torchvision") is None or torch.version.cuda:
+        return
+    global _operators
+    _operators = torch.library.Library("torchvision", "DEF")
+    _operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    _operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+
+
 def _load_libraries() -> None:
     """What every child needs, loaded once."""
     import gc
@@ -98,6 +110,7 @@ def _load_libraries() -> None:
 
     from swift.train import curves
 
+    let_torchvision_in()
     for name in PRELOADED:
         importlib.import_module(name)
     curves.IMAGES.clear()  # half of the time would go to pictures in which no architecture shows

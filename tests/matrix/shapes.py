@@ -6,8 +6,11 @@ kind. What can't be said by names (values that must agree with each other) stand
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
+Named = Callable[[Any], dict[str, int]]
 HIDDEN, INNER, LAYERS, HEADS, KV_HEADS, HEAD, EXPERT = 64, 128, 2, 4, 2, 16, 32
 CONTEXT = 512
 
@@ -95,6 +98,7 @@ _VISION = (
 )
 VISION = {name: size for size, names in _VISION for name in names.split()}
 SENSES = ("vision", "visual", "audio", "image", "vit", "speech", "video", "vq", "sam", "backbone", "projector", "codec")
+TO_TEXT = ("out_hidden_size", "text_hidden_size", "llm_hidden_size", "proj_dim")  # of a part that sees
 # Lists with one value a layer, beside `layer_types`.
 PER_LAYER = (
     "mlp_layer_types",
@@ -174,11 +178,22 @@ EXCEPTIONS: dict[str, dict[str, Any]] = {
 }
 
 
-def tiny_config(model_type: str, tokens: dict[str, int], vocabulary: int):
-    """The shrunk config of a model type; `tokens` are the ids of pad, bos, eos."""
+def tiny_config(
+    model_type: str,
+    tokens: dict[str, int],
+    vocabulary: int,
+    special: Mapping[str, Any] | None = None,
+    named: Named | None = None,
+):
+    """The shrunk config of a model type; `tokens` are the ids of pad, bos, eos.
+
+    `special`: fields over the shrunk ones, "text.NAME" and "vision.NAME" for those of a part. `named(config)`: the ids
+    of the tokens that a config names, for the whole and for every part.
+    """
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-    return _shrink(CONFIG_MAPPING[model_type], model_type, tokens, vocabulary, TEXT)
+    shrinking = Shrinking(tokens, vocabulary, named or (lambda config: {}))
+    return shrinking.shrink(CONFIG_MAPPING[model_type], model_type, TEXT, special or {})
 
 
 def _get(config: Any, name: str) -> Any:
@@ -196,39 +211,58 @@ def _settable(kind: type, name: str) -> bool:
     return not (isinstance(found, property) and found.fset is None)
 
 
-def _shrink(kind: type, model_type: str, tokens: dict[str, int], vocabulary: int, sizes: dict[str, int]):
-    from transformers import PretrainedConfig
+@dataclass(frozen=True)
+class Shrinking:
+    """What every part of a config gets: ids of pad, bos and eos, the size of the vocabulary, ids of named tokens."""
 
-    special = EXCEPTIONS.get(model_type, {})
-    default = kind(**special.get("__first__", {}))
-    own = {name: value for name, value in vars(default).items() if not name.startswith("_")}
-    values: dict[str, Any] = {}
-    for name, value in own.items():
-        if not _settable(kind, name):
-            continue
+    tokens: Mapping[str, int]
+    vocabulary: int
+    named: Named
+
+    def shrink(self, kind: type, model_type: str, sizes: Mapping[str, int], special: Mapping[str, Any]):
+        """The shrunk config of class `kind`. `special`: see tiny_config."""
+        special = {**EXCEPTIONS.get(model_type, {}), **special}
+        default = kind(**special.pop("__first__", {}))
+        own = {name: value for name, value in vars(default).items() if not name.startswith("_")}
+        values = {
+            name: made
+            for name, value in own.items()
+            if _settable(kind, name) and (made := self._value(name, value, sizes, special)) is not None
+        }
+        if sizes is TEXT:
+            fields = {*own, *getattr(kind, "__dataclass_fields__", ())}
+            values |= {k: v for k, v in self.tokens.items() if k in fields}
+            if own.get("bos_token_id") is None:
+                values.pop("bos_token_id", None)
+            _agree(kind, default, values)
+            _layers(kind, default, values)
+        values |= self.named(default)
+        values |= {name: value for name, value in special.items() if "." not in name}
+        return kind(**{name: value for name, value in values.items() if value is not ...})
+
+    def _value(self, name: str, value: Any, sizes: Mapping[str, int], special: Mapping[str, Any]) -> Any:
+        """The field's new value; None leaves the default."""
+        from transformers import PretrainedConfig
+
         if isinstance(value, PretrainedConfig):
-            sense = any(word in name for word in SENSES)
-            inner = _shrink(
-                type(value), getattr(value, "model_type", ""), tokens, vocabulary, VISION if sense else sizes
-            )
-            values[name] = inner.to_dict()
-        elif name in sizes and _is_size(value):
-            values[name] = sizes[name]
-        elif name in sizes and isinstance(value, (list, tuple)) and value and all(map(_is_size, value)):
-            values[name] = [sizes[name]] * LAYERS
-        elif name in ("vocab_size", "decoder_vocab_size", "vocab_size_per_layer_input", "patch_size_vocab"):
-            values[name] = vocabulary
-        elif name.endswith("_dropout") or name in ("dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "layerdrop"):
-            values[name] = 0.0 if isinstance(value, float) else value
-    if sizes is TEXT:
-        fields = {*own, *getattr(kind, "__dataclass_fields__", ())}
-        values |= {k: v for k, v in tokens.items() if k in fields}
-        if own.get("bos_token_id") is None:
-            values.pop("bos_token_id", None)
-        _agree(kind, default, values)
-        _layers(kind, default, values)
-    values |= {name: value for name, value in special.items() if name != "__first__"}
-    return kind(**{name: value for name, value in values.items() if value is not ...})
+            return self._part(name, value, sizes, special)
+        if name in sizes and _is_size(value):
+            return sizes[name]
+        if name in sizes and isinstance(value, (list, tuple)) and value and all(map(_is_size, value)):
+            return [sizes[name]] * LAYERS
+        if name in ("vocab_size", "decoder_vocab_size", "vocab_size_per_layer_input", "patch_size_vocab"):
+            return self.vocabulary
+        if name.endswith("_dropout") or name in ("dropout", "attn_pdrop", "resid_pdrop", "embd_pdrop", "layerdrop"):
+            return 0.0 if isinstance(value, float) else None
+        return None
+
+    def _part(self, name: str, value: Any, sizes: Mapping[str, int], special: Mapping[str, Any]) -> dict[str, Any]:
+        sense = sizes is VISION or any(word in name for word in SENSES)
+        prefixes = (name, "vision" if sense else "text")
+        own = {k.partition(".")[2]: v for k, v in special.items() if "." in k and k.partition(".")[0] in prefixes}
+        kind = getattr(value, "model_type", "")
+        made = self.shrink(type(value), kind, VISION if sense else sizes, own).to_dict()
+        return made | ({name: HIDDEN for name in TO_TEXT if name in made and name not in own} if sense else {})
 
 
 def _is_size(value: Any) -> bool:

@@ -10,21 +10,22 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from tests.matrix import senses
+from tests.matrix.asked import Talks, Texts
 from tests.matrix.checkpoint import build
 
-PAIRS = (("What is one plus one?", "One plus one is two."), ("你是谁？", "我是一个人工智能助手。"))
 STEPS = 6
 FALLS_TO = 0.985  # the last loss is at most this share of the first
-PROMPT_LENGTHS = (5, 41, 12)
 ANSWER = 8
 COMMON = (
     "--output_dir {out} --add_version false --use_cpu true --torch_dtype float32 --report_to none --logging_steps 1"
 )
-TRAIN = "--per_device_train_batch_size 4 --gradient_accumulation_steps 1 --max_length 256 --lr_scheduler_type constant"
+TRAIN = "--per_device_train_batch_size {together} --gradient_accumulation_steps {apart} --lr_scheduler_type constant"
 
 
 class Failed(Exception):
@@ -37,6 +38,11 @@ class Case:
     def __init__(self, model_type: str, root: Path):
         self.model_type, self.root = model_type, root
         self.base = root / "base"
+        self.sees = senses.sees(model_type)
+
+    @cached_property
+    def asked(self) -> Texts | Talks:
+        return Talks(self.base, self.model_type, self.root / "media") if self.sees else Texts(self.base)
 
     def swift(self, line: str) -> None:
         """Type a command of swift; what it reports as an error is raised."""
@@ -49,7 +55,11 @@ class Case:
     def train(self, name: str, options: str) -> Path:
         out = self.root / name
         common = COMMON.format(out=out)
-        self.swift(f"sft --model {self.base} --dataset {self.root}/rows.jsonl {common} {TRAIN} {options}")
+        apart = 4 if senses.recipe_of(self.model_type).alone else 1
+        train = TRAIN.format(together=4 // apart, apart=apart)
+        length = 4096 if self.sees else 256
+        rows = f"--dataset {self.root}/rows.jsonl --max_length {length}"
+        self.swift(f"sft --model {self.base} {rows} {common} {train} {options}")
         return out
 
 
@@ -97,28 +107,22 @@ def _same_layout(base: Path, result: Path) -> None:
         raise Failed(f"{wrong[0]} has another shape than in the base")
 
 
-def plain(directory: Path):
+def plain(directory: Path, sees: bool = False):
     """What transformers alone makes of a directory, in float32."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoModelForCausalLM, AutoModelForMultimodalLM
 
-    model, info = AutoModelForCausalLM.from_pretrained(directory, dtype="float32", output_loading_info=True)
+    auto = AutoModelForMultimodalLM if sees else AutoModelForCausalLM
+    model, info = auto.from_pretrained(directory, dtype="float32", output_loading_info=True)
     if info["missing_keys"] or info["unexpected_keys"]:
         raise Failed(f"plain transformers misses {list(info['missing_keys'])[:2]} {list(info['unexpected_keys'])[:2]}")
     return model.eval()
 
 
-def prompts(vocabulary: int = 500) -> list[list[int]]:
-    import torch
-
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(7, vocabulary, (n,), generator=generator).tolist() for n in PROMPT_LENGTHS]
-
-
-def _logits(model) -> list[Any]:
+def _logits(model, inputs: Sequence[Mapping[str, Any]]) -> list[Any]:
     import torch
 
     with torch.no_grad():
-        return [model(input_ids=torch.tensor([ids]), use_cache=False).logits[0].float() for ids in prompts()]
+        return [model(**one, use_cache=False).logits[0].float() for one in inputs]
 
 
 def _largest(one: list[Any], other: list[Any]) -> float:
@@ -127,8 +131,32 @@ def _largest(one: list[Any], other: list[Any]) -> float:
 
 def step_build(case: Case) -> None:
     build(case.model_type, case.base)
-    rows = [{"messages": [{"role": "user", "content": q}, {"role": "assistant", "content": a}]} for q, a in PAIRS] * 2
+    rows = case.asked.rows()
     (case.root / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    plain(case.base, case.sees)
+
+
+def step_media(case: Case) -> None:
+    """swift makes of a conversation the ids and tensors that plain transformers makes; what is seen matters."""
+    import torch
+
+    asked = case.asked
+    if not isinstance(asked, Talks):
+        return
+    encoder = asked.encoder(asked.processor.tokenizer)
+    for talk, wanted in zip(asked.talks, asked.inputs, strict=True):
+        ids, tensors = encoder.prompt_inputs(talk)
+        found = {"input_ids": torch.tensor([ids]), **(tensors or {})}
+        for name, tensor in found.items():
+            if not torch.equal(torch.as_tensor(tensor), torch.as_tensor(wanted[name])):
+                raise Failed(
+                    f"{name} of a question with {talk[0]['content'][0]['type']} isn't what its processor gives"
+                )
+    model = plain(case.base, sees=True)
+    for number, kind in enumerate(asked.kinds):
+        one, other = _logits(model, asked.inputs[2 * number : 2 * number + 2])
+        if one.shape == other.shape and float((one[-1] - other[-1]).abs().max()) < 1e-5:
+            raise Failed(f"another {kind} gives the same logits")
 
 
 def step_lora(case: Case) -> None:
@@ -167,10 +195,10 @@ def _with_adapter(base, adapter: Path):
 def step_merge(case: Case) -> None:
     adapter, merged = case.root / "lora" / f"checkpoint-{STEPS}", case.root / "merged"
     case.swift(f"export --adapters {adapter} --merge_lora true --output_dir {merged}")
-    base = plain(case.base)
-    before = _logits(base)
-    tuned = _logits(_with_adapter(base, adapter))
-    gap, effect = _largest(tuned, _logits(plain(merged))), _largest(before, tuned)
+    base, inputs = plain(case.base, case.sees), case.asked.inputs
+    before = _logits(base, inputs)
+    tuned = _logits(_with_adapter(base, adapter), inputs)
+    gap, effect = _largest(tuned, _logits(plain(merged, case.sees), inputs)), _largest(before, tuned)
     if not gap <= 1e-3 * max(1.0, max(float(t.abs().max()) for t in tuned)):
         raise Failed(f"merged logits differ by {gap:.2g} from base and adapter in peft (the adapter does {effect:.2g})")
     _same_layout(case.base, merged)
@@ -183,7 +211,8 @@ def step_full(case: Case) -> None:
     _check_falls(run, 4)
     saved = run / "checkpoint-4"
     _same_layout(case.base, saved)
-    if _largest(_logits(plain(case.base)), _logits(plain(saved))) == 0:
+    before, after = (_logits(plain(path, case.sees), case.asked.inputs) for path in (case.base, saved))
+    if _largest(before, after) == 0:
         raise Failed("plain transformers sees no change in the saved weights")
 
 
@@ -200,16 +229,14 @@ def _loaded(case: Case, **quantization: Any):
     return load_model(case.base, plan), load_tokenizer(case.base)
 
 
-def _engine_answers(model, tokenizer) -> list[list[int]]:
+def _engine_answers(case: Case, model, tokenizer) -> list[list[int]]:
     from swift.engines.protocol import GenerationRequest, Sampling, generate_all
     from swift.engines.pt import PtEngine
 
-    engine = PtEngine(model, tokenizer, max_batch_size=4)
+    engine = PtEngine(model, tokenizer, case.asked.encoder(tokenizer), max_batch_size=4)
     try:
-        asked = [
-            GenerationRequest(prompt_ids=ids, sampling=Sampling(max_new_tokens=ANSWER, temperature=0))
-            for ids in prompts()
-        ]
+        sampling = Sampling(max_new_tokens=ANSWER, temperature=0)
+        asked = [GenerationRequest(**request, sampling=sampling) for request in case.asked.requests()]
         return [list(result.token_ids) for result in generate_all(engine, asked)]
     finally:
         engine.close()
@@ -217,20 +244,22 @@ def _engine_answers(model, tokenizer) -> list[list[int]]:
 
 def step_generate(case: Case) -> None:
     """The engine's answers to three prompts at once are those of `generate`, one by one."""
-    import torch
-
-    model = plain(case.base)
+    model = plain(case.base, case.sees)
     wanted = []
-    for ids in prompts():
-        out = model.generate(torch.tensor([ids]), max_new_tokens=ANSWER, do_sample=False, pad_token_id=0)
-        wanted.append(out[0, len(ids) :].tolist())
-    given = _engine_answers(*_loaded(case))
+    for one in case.asked.inputs:
+        try:
+            out = model.generate(**one, max_new_tokens=ANSWER, do_sample=False, pad_token_id=0)
+        except Exception as error:
+            raise Failed(f"`generate` of plain transformers fails: {words_of(error)}") from error
+        wanted.append(out[0, one["input_ids"].shape[1] :].tolist())
+    given = _engine_answers(case, *_loaded(case))
     ends = {2}
     wanted = [ids[: next((i for i, t in enumerate(ids) if t in ends), len(ids))] for ids in wanted]
     given = [ids[: next((i for i, t in enumerate(ids) if t in ends), len(ids))] for ids in given]
     if wanted != given:
         bad = next(i for i, (a, b) in enumerate(zip(wanted, given, strict=True)) if a != b)
-        raise Failed(f"for {PROMPT_LENGTHS[bad]} tokens `generate` answers {wanted[bad]}, the engine {given[bad]}")
+        size = case.asked.inputs[bad]["input_ids"].shape[1]
+        raise Failed(f"for {size} tokens `generate` answers {wanted[bad]}, the engine {given[bad]}")
 
 
 def _dequantized(model) -> dict[str, Any]:
@@ -261,7 +290,7 @@ def _quantized(case: Case, bits: int, coarseness: float) -> None:
     import torch
 
     model, tokenizer = _loaded(case, quant_method="bnb", quant_bits=bits)
-    numbers, twin = _dequantized(model), plain(case.base)
+    numbers, twin = _dequantized(model), plain(case.base, case.sees)
     if not numbers:
         raise Failed("no weight was quantized")
     own = dict(twin.named_parameters())
@@ -272,12 +301,12 @@ def _quantized(case: Case, bits: int, coarseness: float) -> None:
             if not share < coarseness:
                 raise Failed(f"{name} is off by {100 * share:.0f} % in {bits} bits")
             own[name].copy_(rounded)
-    exact, given = _logits(twin), _logits(model)
+    exact, given = _logits(twin, case.asked.inputs), _logits(model, case.asked.inputs)
     off = sum(float((a - b).norm()) for a, b in zip(exact, given, strict=True))
     share = off / sum(float((a - a.mean()).norm()) for a in exact)
     if not share < 0.4:
         raise Failed(f"the logits are off by {100 * share:.0f} % of their spread from those of the rounded weights")
-    _engine_answers(model, tokenizer)
+    _engine_answers(case, model, tokenizer)
     options = f"--tuner_type lora --learning_rate 1e-2 --max_steps 4 --save_strategy no --load_in_{bits}bit true"
     run = case.train(f"bits{bits}", options)
     _check_falls(run, 4)
@@ -294,6 +323,7 @@ def step_4bit(case: Case) -> None:
 # step -> (function, the steps that it needs)
 STEP_ORDER: dict[str, tuple[Callable[[Case], None], tuple[str, ...]]] = {
     "build": (step_build, ()),
+    "media": (step_media, ("build",)),
     "lora": (step_lora, ("build",)),
     "resume": (step_resume, ("lora",)),
     "merge": (step_merge, ("lora",)),

@@ -33,6 +33,8 @@ def run_matrix(results: Path, kinds: str) -> dict[str, dict[str, str]]:
     "kinds",
     [
         "deepseek_v3,mamba,qwen3_next",  # latent attention with experts, recurrent, hybrid
+        "llava",  # sees
+        pytest.param("qwen2_audio,mllama,paligemma,qwen3_vl", marks=pytest.mark.slow),
         pytest.param("llama,gemma2,qwen3_moe,gpt_oss,lfm2,bloom,falcon_h1,phi3", marks=pytest.mark.slow),
     ],
 )
