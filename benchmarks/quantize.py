@@ -1,14 +1,14 @@
-"""Perplexity of 4-bit AWQ and GPTQ: calibrated on chat rows, judged on a text that isn't.
+"""Perplexity of 4-bit AWQ and GPTQ: calibrated on chat rows, judged on texts that aren't.
 
-python benchmarks/quantize.py --model DIR --rows alpaca.json --text FILE --kind awq|awq-search|gptq
-Calibration: 32 samples of 256 tokens. Judged on 8 windows of 512 tokens of --text from character --start.
+python benchmarks/quantize.py --model DIR --rows alpaca.json --text FILE ... --kind awq|awq-search|gptq
+Calibration: 32 samples of 256 tokens. Judged on --windows windows of 512 tokens of each text from character --start.
+`loss`: what quantizing adds to the loss of a token, with the standard error over the windows (paired).
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import math
 import tempfile
 import time
 from pathlib import Path
@@ -29,25 +29,29 @@ KINDS = {
 
 
 @torch.no_grad()
-def perplexity(model, windows: torch.Tensor) -> float:
-    total = 0.0
+def losses(model, windows: torch.Tensor) -> torch.Tensor:
+    """The mean loss of every window [tokens] of windows [count, tokens]."""
+    found = []
     for ids in windows:
         logits = model(ids[None], use_cache=False).logits[0].float()
-        total += torch.nn.functional.cross_entropy(logits[:-1], ids[1:], reduction="sum").item()
-    return math.exp(total / (windows.numel() - len(windows)))
+        found.append(torch.nn.functional.cross_entropy(logits[:-1], ids[1:]).item())
+    return torch.tensor(found, dtype=torch.float64)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", required=True)
     parser.add_argument("--rows", required=True)
-    parser.add_argument("--text", required=True)
+    parser.add_argument("--text", required=True, nargs="+")
     parser.add_argument("--start", type=int, default=500_000)
+    parser.add_argument("--windows", type=int, default=8)
     parser.add_argument("--kind", choices=KINDS, default="awq")
     options = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    text = Path(options.text).read_text(encoding="utf-8")[options.start : options.start + 120_000]
-    windows = torch.tensor(tokenizer(text)["input_ids"][: 8 * 512]).view(8, 512)
+    texts = {}
+    for file in options.text:
+        text = Path(file).read_text(encoding="utf-8")[options.start : options.start + 8000 * options.windows]
+        texts[file] = torch.tensor(tokenizer(text)["input_ids"][: options.windows * 512]).view(-1, 512)
     ids: list[int] = []
     for row in json.loads(Path(options.rows).read_text(encoding="utf-8")):
         asked = "\n".join(filter(None, (row["instruction"], row["input"])))
@@ -61,7 +65,7 @@ def main() -> None:
         return AutoModelForCausalLM.from_pretrained(options.model, dtype=torch.float32).eval()
 
     model = load()
-    print(f"source {perplexity(model, windows):.2f}", flush=True)
+    source = {file: losses(model, windows) for file, windows in texts.items()}
     row, start = find_layers(model), time.process_time()
     recipe = Recipe(bits=4, group=64, symmetric=False, **KINDS[options.kind])
     with tempfile.TemporaryDirectory() as work:
@@ -81,7 +85,12 @@ def main() -> None:
             parts = {part: tensors[f"{name}.{part}"] for part in ("qweight", "qzeros", "scales")}
             plain = unpack_awq(parts, torch.float32) if recipe.layout == "awq" else unpack_gptq(parts, torch.float32, 4)
             state[f"{name}.weight"].copy_(plain)
-    print(f"{options.kind} {perplexity(model, windows):.2f}, {spent:.0f} CPU-seconds to quantize", flush=True)
+    print(f"{options.kind}: {spent:.0f} CPU-seconds to quantize")
+    for file, windows in texts.items():
+        found = losses(model, windows)
+        gap = found - source[file]
+        both = f"{source[file].mean().exp():.2f} -> {found.mean().exp():.2f}"
+        print(f"{file}: {both}, loss {gap.mean():+.4f} ± {gap.std() / len(gap) ** 0.5:.4f}", flush=True)
 
 
 if __name__ == "__main__":

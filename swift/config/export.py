@@ -14,6 +14,7 @@ class ExportOptions:
     merge_lora: bool = option(False)
     merge_quantized_base: bool = option(False)
     to_cached_dataset: bool = option(False)
+    to_peft_format: bool = option(False)
     max_shard_size: str = option("5GB")
     push_to_hub: bool = option(False)
     hub_model_id: str | None = option()

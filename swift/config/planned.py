@@ -31,7 +31,7 @@ TOPICS: dict[str, str] = {
     "hub_push": "hub_strategy hub_always_push",
     "engines": "vllm_reasoning_parser sglang_enable_ep_moe structured_outputs_regex presence_penalty frequency_penalty",
     "quantize": "quant_batch_size to_mcore to_hf mcore_model "
-    "mcore_adapter thread_count test_convert_precision test_convert_dtype save_missing_weights to_peft_format",
+    "mcore_adapter thread_count test_convert_precision test_convert_dtype save_missing_weights",
 }
 
 # Options whose other settings don't exist here: the one value is what always happens, so typing it is fine.

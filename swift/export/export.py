@@ -65,6 +65,10 @@ def _export(config: ExportConfig) -> int:
         from swift.export.cached import export_rows
 
         return export_rows(config)
+    if config.export.to_peft_format:
+        from swift.export.peft_format import run as to_peft
+
+        return to_peft(config)
     if config.export.to_ollama:
         config = _for_ollama(config)
     if config.quantization.quant_method or config.given("quant_bits"):

@@ -20,7 +20,7 @@ from swift import runs
 from swift.errors import ExportError, UsageError
 from swift.export.proof import MergeProof, largest_difference, logits_of, top1_agreement
 from swift.export.writing import written_aside
-from swift.hub.files import ModelFiles
+from swift.hub.files import ADAPTER_CONFIG, ModelFiles
 from swift.hub.resources import check_disk, human_bytes
 from swift.models.adapters import load_adapters
 from swift.models.load import auto_class, check_loading_info, load_config, load_model
@@ -68,7 +68,7 @@ def check_output(output_dir: Path, exist_ok: bool, sources: Sequence[Path]) -> N
             where=where,
             fix="choose another, or pass --exist_ok true to replace the model in it",
         )
-    if not (output_dir / "config.json").is_file():
+    if not any((output_dir / name).is_file() for name in ("config.json", ADAPTER_CONFIG)):
         raise UsageError("the directory holds something else than a model", where=where, fix="choose another one")
 
 

@@ -34,6 +34,7 @@ def run(config: ExportConfig, export: Callable[[ExportConfig], int]) -> int:
     if not (
         options.merge_lora
         or options.to_ollama
+        or options.to_peft_format
         or config.quantization.quant_method
         or config.given("quant_bits")
         or options.output_dir

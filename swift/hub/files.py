@@ -272,10 +272,18 @@ def _no_adapter_config(path: Path, names: set[str]) -> ModelFileError:
     )
     if below:
         newest = max(below, key=lambda p: p.stat().st_mtime)
+        refuse_own_format(newest)
         what = f"{ADAPTER_CONFIG} is missing here; adapters lie below: {_some(str(p) for p in below)}"
         return ModelFileError(what, where=where, fix=f"pass one of them: --adapters {newest}")
     fix = "pass a checkpoint directory, e.g. output/vN-.../checkpoint-N"
     return ModelFileError(f"{ADAPTER_CONFIG} is missing: not an adapter", where=where, fix=fix)
+
+
+def refuse_own_format(path: Path) -> None:
+    """ModelFileError for an adapter directory in ms-swift's own format (one below its checkpoint for each adapter)."""
+    if "swift_type" in read_json_object(path / ADAPTER_CONFIG):
+        fix = f"swift export --adapters {path.parent} --to_peft_format true --output_dir DIR, then use that"
+        raise ModelFileError("an adapter in ms-swift's own format, not peft's", where=str(path), fix=fix)
 
 
 def _check_tokenizer(path: Path, names: set[str]) -> None:

@@ -16,7 +16,7 @@ import torch
 
 from swift import runs
 from swift.errors import CheckpointError, ModelFileError, UsageError
-from swift.hub.files import ADAPTER_CONFIG, AdapterFiles, check_adapter_files
+from swift.hub.files import ADAPTER_CONFIG, AdapterFiles, check_adapter_files, refuse_own_format
 from swift.hub.safetensors_header import read_header
 from swift.models.heads import classifies, keep_float32
 from swift.models.quiet import quiet
@@ -35,6 +35,8 @@ def find_checkpoint(path: Path | str) -> Path:
     path = Path(path)
     if not path.is_dir() or (path / ADAPTER_CONFIG).is_file() or (path / "config.json").is_file():
         _refuse_incomplete(path)
+        if (path / ADAPTER_CONFIG).is_file():
+            refuse_own_format(path)
         return path
     numbered = sorted(_checkpoints(path), reverse=True)
     if not numbered:

@@ -108,17 +108,7 @@ def load_model(path: Path | str, plan: LoadPlan):
     ModelFileError when a weight is missing, left over, or of another shape; ResourceError when memory runs out.
     """
     path = Path(path)
-    config = load_config(path, trust_remote_code=plan.trust_remote_code)
-    _apply_context(config, plan)
-    keep_scale(config)
-    if plan.bare:
-        auto = bare_class()
-    elif plan.head is None:
-        auto = auto_class(config, path, plan.trust_remote_code)
-    else:
-        auto = head_class(config, path)
-        tokenizer = load_tokenizer(path, trust_remote_code=plan.trust_remote_code)
-        shape_head(config, plan.head, tokenizer.pad_token_id)
+    config, auto = _config_and_class(path, plan)
     arguments: dict[str, Any] = {
         "config": config,
         "dtype": getattr(torch, plan.dtype),
@@ -161,6 +151,33 @@ def load_model(path: Path | str, plan: LoadPlan):
         log.info(quantized_share(model))
     if plan.new_special_tokens:
         resize_embeddings(model, load_tokenizer(path, new_special_tokens=plan.new_special_tokens))
+    return model
+
+
+def _config_and_class(path: Path, plan: LoadPlan):
+    """(config, Auto class) of the model that the plan asks for."""
+    config = load_config(path, trust_remote_code=plan.trust_remote_code)
+    _apply_context(config, plan)
+    keep_scale(config)
+    if plan.bare:
+        return config, bare_class()
+    if plan.head is None:
+        return config, auto_class(config, path, plan.trust_remote_code)
+    auto = head_class(config, path)
+    shape_head(config, plan.head, load_tokenizer(path, trust_remote_code=plan.trust_remote_code).pad_token_id)
+    return config, auto
+
+
+def skeleton(path: Path | str, plan: LoadPlan):
+    """The planned model without a weight: its parameters are on the meta device, plain ones of a packed checkpoint
+    too.
+    """
+    path = Path(path)
+    config, auto = _config_and_class(path, plan)
+    with quiet(), _explained(path), torch.device("meta"):
+        model = _model_class(auto, config, path)(config)
+        if plan.new_special_tokens:
+            resize_embeddings(model, load_tokenizer(path, new_special_tokens=plan.new_special_tokens))
     return model
 
 
