@@ -22,6 +22,7 @@ from swift.errors import ModelFileError
 from swift.hub.cache import cache_dir
 from swift.hub.files import check_model_files
 from swift.hub.resources import check_disk, human_bytes
+from swift.models.gguf_config import FACTORS, read_config
 from swift.models.load import check_loading_info
 from swift.models.quiet import quiet
 
@@ -99,6 +100,14 @@ def _convert(path: Path, directory: Path) -> None:
         shutil.rmtree(staging, ignore_errors=True)
 
 
+def _factors(path: Path) -> torch.Tensor | None:
+    """The divisors of the positions' frequencies, if the file has them."""
+    import gguf
+
+    found = next((tensor for tensor in gguf.GGUFReader(path).tensors if tensor.name == FACTORS), None)
+    return None if found is None else torch.from_numpy(found.data.copy())
+
+
 def _metadata(path: Path) -> dict:
     """The scalars and strings of the file's metadata, and its list of tokens."""
     import gguf
@@ -144,12 +153,13 @@ def _model(path: Path, tokenizer, metadata: dict):
         model, info = AutoModelForCausalLM.from_pretrained(
             path.parent,
             gguf_file=path.name,
+            config=read_config(path, metadata, _factors(path)),
             quantization_config=GgufConfig(dequantize=True),
             dtype=torch.bfloat16,
             local_files_only=True,
             output_loading_info=True,
         )
-    except (ValueError, KeyError, NotImplementedError) as error:
+    except (ValueError, KeyError, NotImplementedError, RuntimeError) as error:
         raise _unsupported(path, metadata, error) from error
     check_loading_info(path, info)
     model._weight_conversions = None  # the loader's, which would be applied backwards when saving
