@@ -151,7 +151,7 @@ def _merge(config: ExportConfig) -> int:
 def _check_base(config: ExportConfig, files: ModelFiles) -> None:
     """The exact result is that of the full-precision base; FP8 releases often have no other."""
     source = (files.quantization or {}).get("quant_method")
-    if source in ("awq", "gptq", "compressed-tensors") and not config.export.merge_quantized_base:
+    if source in ("awq", "gptq", "compressed-tensors", "bitsandbytes") and not config.export.merge_quantized_base:
         fix = "the unquantized base with --model, or --merge_quantized_base true: onto what these weights stand for"
         raise UsageError(f"the base is quantized ({source})", where=f"--model {files.path}", fix=fix)
 
@@ -194,22 +194,18 @@ def base_dtype(files: ModelFiles) -> tuple[str, str]:
 
 def merge_adapters(config: ExportConfig, model: LocalModel, files: ModelFiles, adapters: tuple[Path, ...]) -> Path:
     """Merge as the config says and return the directory."""
-    import dataclasses
-
+    from swift.export.bases import beside, find_bases
     from swift.export.merge import MergeJob, merge, refuse_quantized
-    from swift.models.device import pick_device
     from swift.models.gguf import as_directory
     from swift.models.heads import head_of, is_classifier, with_head
     from swift.models.load import load_tokenizer
-    from swift.models.plan import plan_loading
 
-    base = as_directory(model.path)
+    chosen, other = find_bases(config, as_directory(model.path), files, adapters)
+    base, dtype = chosen.path, str(config.export.merge_dtype)
     files = check_model_files(base)
-    options = dataclasses.replace(config.model, torch_dtype=config.export.merge_dtype)
-    plain = dataclasses.replace(config.quantization, quant_method=None, quant_bits=None)
-    plan = plan_loading(options, plain, files, pick_device(), training=True)
+    head = head_of(config.head, fresh=not is_classifier(files.config))
+    plan = with_head(chosen.plan(config, dtype), head)
     refuse_quantized(plan)
-    plan = with_head(plan, head_of(config.head, fresh=not is_classifier(files.config)))
     # a tokenizer was saved with the adapter when training added tokens to it
     home = adapters[-1] if (adapters[-1] / "tokenizer_config.json").is_file() else base
     tokenizer = load_tokenizer(
@@ -217,7 +213,8 @@ def merge_adapters(config: ExportConfig, model: LocalModel, files: ModelFiles, a
     )
     prompts, template = find_prompts(config, model, files, adapters, tokenizer)
     out = Path(config.export.output_dir).expanduser()
-    job = MergeJob(base, files, adapters, out, plan, prompts, config.export.max_shard_size, config.export.exist_ok)
+    shard, exist_ok = config.export.max_shard_size, config.export.exist_ok
+    job = MergeJob(base, files, adapters, out, plan, prompts, shard, exist_ok, beside(config, other, dtype, head))
     for path in adapters:
         log.info("merging %s into %s", path, base)
     if "quantization" in plan.reasons:

@@ -1,7 +1,7 @@
 """Adapters merged into their base: a plain transformers directory that is proven before it gets its name.
 
-Promises: quantized weights are never merged onto (the base is loaded in full precision); the change is added in
-float32 and rounded once; the directory appears whole, with tokenizer, chat template, generation config and
+Promises: the change is added to plain weights (the full-precision base's, or, when asked, those that a quantized base
+stands for) in float32 and rounded once; the directory appears whole, with tokenizer, chat template, generation config and
 processor, or not at all.
 """
 
@@ -11,20 +11,21 @@ import gc
 import logging
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
 from swift import runs
-from swift.errors import ExportError, UsageError
-from swift.export.proof import MergeProof, largest_difference, logits_of, top1_agreement
+from swift.errors import ExportError, ModelFileError, ResourceError, UsageError
+from swift.export.bases import load_plain
+from swift.export.proof import MergeProof, OtherBase, largest_difference, logits_of, other_base, top1_agreement
 from swift.export.writing import written_aside
 from swift.hub.files import ADAPTER_CONFIG, ModelFiles
 from swift.hub.resources import check_disk, human_bytes
 from swift.models.adapters import load_adapters
 from swift.models.load import auto_class, check_loading_info, load_config, load_model
-from swift.models.plan import ITEM_BYTES, LoadPlan
+from swift.models.plan import ITEM_BYTES, LoadPlan, true_parameters
 from swift.models.quiet import quiet
 
 log = logging.getLogger("swift")
@@ -37,8 +38,8 @@ WRITTEN_ANEW = ("config.json", "README.md", "args.json", "manifest.json", "conve
 
 @dataclass(frozen=True)
 class MergeJob:
-    """What to merge. `base` is a model directory, `plan` loads it unquantized in the dtype to save; `prompts` are
-    token ids.
+    """What to merge. `base` is a model directory, `plan` loads it in the dtype to save (what bitsandbytes quantizes is
+    dequantized); `prompts` are token ids; `other` is a base to compare with: its words, directory and plan.
     """
 
     base: Path
@@ -49,6 +50,7 @@ class MergeJob:
     prompts: Sequence[Sequence[int]]
     max_shard_size: str = "5GB"
     exist_ok: bool = False
+    other: tuple[str, Path, LoadPlan] | None = None
 
 
 def check_output(output_dir: Path, exist_ok: bool, sources: Sequence[Path]) -> None:
@@ -81,7 +83,7 @@ def merge(job: MergeJob, complete: Callable[[Path, MergeProof], None]) -> MergeP
     out = job.output_dir
     check_output(out, job.exist_ok, (job.base, *job.adapters))
     runs.ensure_writable_dir(out.absolute().parent)
-    needed = job.files.parameters * ITEM_BYTES[job.plan.dtype]
+    needed = true_parameters(job.files) * ITEM_BYTES[job.plan.dtype]
     check_disk(out, int(needed * 1.05), "the merged model")
     with written_aside(out) as staging:
         proof = _merge_into(staging, job)
@@ -99,7 +101,7 @@ def merge(job: MergeJob, complete: Callable[[Path, MergeProof], None]) -> MergeP
 
 def _merge_into(staging: Path, job: MergeJob) -> MergeProof:
     """Merge, save to `staging`, read that back; one model in memory at a time."""
-    model = load_model(job.base, job.plan)
+    model = load_plain(job.base, job.plan)
     compute = compute_dtype(job, model)
     saved_as = {name: p.dtype for name, p in model.named_parameters()}
     before = {name: bits(p) for name, p in model.named_parameters()}
@@ -123,6 +125,7 @@ def _merge_into(staging: Path, job: MergeJob) -> MergeProof:
     del model
     gc.collect()
     reloaded = logits_of(plain_load(staging, job, compute), job.prompts)
+    gc.collect()
     return MergeProof(
         prompts=len(job.prompts),
         positions=sum(map(len, job.prompts)),
@@ -136,7 +139,21 @@ def _merge_into(staging: Path, job: MergeJob) -> MergeProof:
         agreement=top1_agreement(reference, reloaded),
         changed_tensors=sum(before.get(name) != mark for name, mark in after.items()),
         tensors=len(after),
+        other=_on_the_other_base(job, compute, reloaded),
     )
+
+
+def _on_the_other_base(job: MergeJob, compute: torch.dtype, merged: list[torch.Tensor]) -> OtherBase | None:
+    """The adapter's answers on the base that it isn't merged onto, as it was trained on it or would be merged."""
+    if job.other is None:
+        return None
+    words, base, plan = job.other
+    try:
+        model = load_model(base, replace(plan, dtype=str(compute).removeprefix("torch.")))
+    except (ResourceError, ModelFileError) as error:
+        log.warning("not compared with the adapter on %s: %s", words, error.what)
+        return None
+    return other_base(words, logits_of(load_adapters(model, job.adapters), job.prompts), merged)
 
 
 def _effect(base: list[torch.Tensor], reference: list[torch.Tensor]) -> float:
@@ -209,7 +226,7 @@ def copy_companions(base: Path, directory: Path) -> None:
 
 
 def refuse_quantized(plan: LoadPlan) -> None:
-    """Weights that are packed in the checkpoint itself can't be merged onto."""
-    if plan.quantized:
+    """Weights that are packed in the checkpoint itself, and that nothing here unpacks, can't be merged onto."""
+    if plan.quantized and plan.quant is None and plan.source_quant != "bitsandbytes":
         what = f"the base is quantized with {plan.source_quant}: merging would round the adapter away"
         raise UsageError(what, where="--merge_lora", fix="pass the unquantized base with --model")

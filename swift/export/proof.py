@@ -19,6 +19,25 @@ NOISE = {torch.float32: 1e-4, torch.bfloat16: 2**-4, torch.float16: 2**-7}  # of
 
 
 @dataclass(frozen=True)
+class OtherBase:
+    """The answers of the adapter on the base that wasn't chosen (`base`, in words), beside the merged model's.
+    `divergence` in nats, `agreement`: share of equal top-1 tokens.
+    """
+
+    base: str
+    difference: float
+    divergence: float
+    agreement: float
+
+    def lines(self) -> list[str]:
+        return [
+            f"  the adapter on {self.base}:",
+            f"    differs from the merged model by up to            {self.difference:.4g}",
+            f"    KL divergence {self.divergence:.4f} nats, the same most likely token at {100 * self.agreement:.2f} %",
+        ]
+
+
+@dataclass(frozen=True)
 class MergeProof:
     """Largest absolute differences of logits over all positions of all prompts; `agreement`: share of equal top-1
     tokens.
@@ -36,6 +55,7 @@ class MergeProof:
     agreement: float
     changed_tensors: int
     tensors: int
+    other: OtherBase | None = None
 
     def lines(self) -> list[str]:
         return [
@@ -45,6 +65,7 @@ class MergeProof:
             f"  of which rounding its weights explains up to        {self.rounding:.4g}",
             f"  the most likely token is the same at                {100 * self.agreement:.2f} % of the positions",
             f"  tensors changed by the merge                        {self.changed_tensors} of {self.tensors}",
+            *(self.other.lines() if self.other else ()),
         ]
 
     def to_json(self) -> dict:
@@ -91,6 +112,16 @@ def largest_difference(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor
     """NaN counts as infinite: a broken model must not pass."""
     worst = max((a - b).abs().max().item() for a, b in zip(one, other, strict=True))
     return worst if worst == worst else float("inf")
+
+
+def other_base(
+    words: str, other: Sequence[torch.Tensor], merged: Sequence[torch.Tensor]
+) -> OtherBase:
+    """What merging onto another base would have answered, against what was merged."""
+    from swift.export.report import divergence
+
+    apart, same = divergence(other, merged)
+    return OtherBase(words, largest_difference(other, merged), apart, same)
 
 
 def top1_agreement(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor]) -> float:

@@ -152,6 +152,29 @@ def _layer_classes() -> tuple[type, type]:
     return Linear8bitLt, Linear4bit
 
 
+def dequantize(model: torch.nn.Module, dtype: str) -> None:
+    """Make a model that bitsandbytes quantized a plain one, whose weights are those that its numbers stand for."""
+    import bitsandbytes as bnb
+    from transformers.integrations.bitsandbytes import dequantize_bnb_weight
+
+    from swift.models.load import forget_quantization
+
+    wanted = getattr(torch, dtype)
+    for name, layer in list(model.named_modules()):
+        if isinstance(layer, (bnb.nn.Linear4bit, bnb.nn.Linear8bitLt)):
+            plain = torch.nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
+            weight = dequantize_bnb_weight(layer.weight, getattr(layer, "state", None))
+            plain.weight = torch.nn.Parameter(weight.to(wanted), requires_grad=False)
+            plain.bias = layer.bias
+            model.set_submodule(name, plain)
+    packed = [name for name, parameter in model.named_parameters() if isinstance(parameter, PackedExperts)]
+    for name in packed:
+        owner, _, leaf = name.rpartition(".")
+        plain = torch.nn.Parameter(model.get_parameter(name).plain().to(wanted), requires_grad=False)
+        setattr(model.get_submodule(owner), leaf, plain)
+    forget_quantization(model)
+
+
 def quantized_weights(model: torch.nn.Module) -> tuple[int, int]:
     """(weights that are held in few bits, all other weights of the model)."""
     import bitsandbytes as bnb

@@ -131,6 +131,9 @@ class PackedExperts(torch.Tensor):
         kwargs = kwargs or {}
         if function is torch.baddbmm and isinstance(args[0], cls) and kwargs.keys() <= {"alpha"}:  # peft's LoRA
             return AdaptedExperts(*args, kwargs.get("alpha", 1))
+        if torch.is_inference_mode_enabled():  # in which no view of a packed tensor can be made
+            with torch.inference_mode(False), torch.no_grad():
+                return torch._C._disabled_torch_function_impl(function, types, args, kwargs)
         return torch._C._disabled_torch_function_impl(function, types, args, kwargs)
 
     @classmethod
