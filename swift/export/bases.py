@@ -18,7 +18,7 @@ from swift.hub import ModelFiles, check_model_files
 
 log = logging.getLogger("swift")
 
-QUANTIZING = ("quant_method", "quant_bits", "bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_quant_storage")
+BNB_4BIT = ("bnb_4bit_quant_type", "bnb_4bit_use_double_quant", "bnb_4bit_quant_storage")
 FULL = "the full-precision base"
 
 
@@ -100,7 +100,7 @@ def _trained_with(adapter: Path) -> Base | None:
     options = record.get("options") or {}
     path = Path(str(record.get("model_path") or options.get("model") or ""))
     if options.get("quant_method"):
-        loading = {name: options[name] for name in QUANTIZING if name in options}
+        loading = {name: options[name] for name in ("quant_method", "quant_bits", *BNB_4BIT) if name in options}
         kind = f" ({options.get('bnb_4bit_quant_type')})" if options.get("quant_bits") == 4 else ""
         return Base(path, f"{options['quant_method']}, {options.get('quant_bits')} bits{kind}", loading)
     if not record.get("model_path") or not path.exists():

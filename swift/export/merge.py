@@ -1,8 +1,8 @@
 """Adapters merged into their base: a plain transformers directory that is proven before it gets its name.
 
 Promises: the change is added to plain weights (the full-precision base's, or, when asked, those that a quantized base
-stands for) in float32 and rounded once; the directory appears whole, with tokenizer, chat template, generation config and
-processor, or not at all.
+stands for) in float32 and rounded once; the directory appears whole, with tokenizer, chat template, generation config
+and processor, or not at all.
 """
 
 from __future__ import annotations

@@ -171,8 +171,9 @@ def _check(config: ExportConfig, base: Path, directory: Path) -> None:
     options = config.model
     tokens = options.new_special_tokens
     head = head_of(config.head, fresh=not is_classifier(files.config))
+    trust = options.trust_remote_code
     plan = LoadPlan(
-        pick_device(True), "float32", False, head=head, new_special_tokens=tokens, trust_remote_code=options.trust_remote_code
+        pick_device(True), "float32", False, head=head, new_special_tokens=tokens, trust_remote_code=trust
     )  # fmt: skip
     try:
         load_adapter(skeleton(base, plan), directory)

@@ -114,9 +114,7 @@ def largest_difference(one: Sequence[torch.Tensor], other: Sequence[torch.Tensor
     return worst if worst == worst else float("inf")
 
 
-def other_base(
-    words: str, other: Sequence[torch.Tensor], merged: Sequence[torch.Tensor]
-) -> OtherBase:
+def other_base(words: str, other: Sequence[torch.Tensor], merged: Sequence[torch.Tensor]) -> OtherBase:
     """What merging onto another base would have answered, against what was merged."""
     from swift.export.report import divergence
 

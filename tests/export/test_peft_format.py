@@ -59,7 +59,9 @@ def test_an_adapter_in_their_format_is_not_mistaken_for_pefts(tmp_path, capfd):
         assert f"swift export --adapters {theirs} --to_peft_format true" in capfd.readouterr().err
 
 
-@pytest.mark.parametrize("settings, says", [({"swift_type": "LONGLORA"}, "LONGLORA"), ({"use_qa_lora": True}, "qa_lora")])
+@pytest.mark.parametrize(
+    "settings, says", [({"swift_type": "LONGLORA"}, "LONGLORA"), ({"use_qa_lora": True}, "qa_lora")]
+)
 def test_what_peft_has_no_counterpart_of_is_refused(tmp_path, settings, says, capfd):
     base = tiny.checkpoint(tmp_path / "base")
     theirs = in_their_format(adapter_of(base, tmp_path / "adapter"), tmp_path / "theirs", **settings)
