@@ -51,18 +51,19 @@ def tokenizer(image: str = "<image>", **named: str):
     return fast
 
 
-def llava():
+def llava(text: dict | None = None, tower: dict | None = None):
     import transformers as tf
     from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
     t = tokenizer()
     config = tf.LlavaConfig(
-        text_config=dict(TEXT, model_type="llama"),
-        vision_config=dict(TOWER, model_type="clip_vision_model", projection_dim=16),
+        text_config=dict(TEXT, model_type="llama") | (text or {}),
+        vision_config=dict(TOWER, model_type="clip_vision_model", projection_dim=16) | (tower or {}),
         image_token_index=t.convert_tokens_to_ids("<image>"),
-        image_seq_length=4,
     )
-    images = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    edge = config.vision_config.image_size
+    config.image_seq_length = (edge // config.vision_config.patch_size) ** 2
+    images = CLIPImageProcessorPil(size={"shortest_edge": edge}, crop_size={"height": edge, "width": edge})
     settings = dict(patch_size=14, vision_feature_select_strategy="default", num_additional_image_tokens=1)
     return tf.LlavaForConditionalGeneration, config, tf.LlavaProcessor(images, t, **settings)
 

@@ -227,7 +227,8 @@ def command_line(config: Config, changes: Mapping[str, Any] | None = None, proce
     typed = {name: config.value(name) for name in config.specs() if config.given(name)}
     typed = {name: value for name, value in typed.items() if config.specs()[name].section not in ("planning", "common")}
     typed |= changes or {}
-    words = [f"NPROC_PER_NODE={processes}"] if processes > 1 else []
+    launched = str(typed.get("deepspeed") or "none").lower() != "none"  # which needs a launcher's environment
+    words = [f"NPROC_PER_NODE={processes}"] if processes > 1 or launched else []
     words += ["swift", "sft"]
     for name, value in typed.items():
         words += [f"--{name}", _values(value)]

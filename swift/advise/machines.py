@@ -36,7 +36,7 @@ BF16_GAIN = {"amx_bf16": 8.0, "avx512_bf16": 2.2, "bf16": 2.0}
 @dataclass(frozen=True)
 class Machine:
     """`count` equal devices of `memory` usable bytes each; `half`, `single`: peak FLOP/s in 16 and 32 bits;
-    `bandwidth`: bytes/s.
+    `bandwidth`: bytes/s. `host`: bytes of main memory free beside them, None where that isn't known.
     """
 
     name: str
@@ -47,6 +47,7 @@ class Machine:
     bandwidth: float
     count: int = 1
     bf16: bool = True
+    host: int | None = None
 
     @property
     def title(self) -> str:
@@ -149,7 +150,8 @@ def this_machine() -> Machine:
         name, _, free = min(gpus, key=lambda gpu: gpu[2])
         known = _lookup(name)
         base = _machine(known) if known else Machine(name, "cuda", free, 100e12, 25e12, 800e9)
-        return Machine(name, "cuda", free, base.half, base.single, base.bandwidth, len(gpus), base.bf16)
+        host = available_memory()
+        return Machine(name, "cuda", free, base.half, base.single, base.bandwidth, len(gpus), base.bf16, host)
     return cpu_machine()
 
 

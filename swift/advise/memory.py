@@ -23,6 +23,7 @@ from swift.advise.activations import (
 )
 from swift.advise.layers import Layer, Linear, Shape
 from swift.advise.shape import shape_of
+from swift.advise.spread import Spread
 
 # The process before any model: Python, torch, transformers and, for training, peft and the trainer on the CPU; the
 # driver's context, kernels and cuBLAS workspaces on a GPU.
@@ -63,7 +64,7 @@ class Training:
     `lean_head`: logits exist in chunks only, and their gradient is taken on the way.
 
     `weight_bits`: 8 or 4 with bitsandbytes, 0 for plain weights of `dtype`. `rows_differ`: rows of a batch differ in
-    length, so there is padding and an attention mask. `processes`: data-parallel ones, each with a whole model.
+    length, so there is padding and an attention mask. `spread`: what each of the data-parallel processes holds.
     `fused`: LoRA layers are fused, `light` their MLPs' insides computed again.
     `glibc`: memory comes from the C library's own allocator (CPU). `device`: cpu, cuda, npu, mps.
     """
@@ -91,7 +92,7 @@ class Training:
     lean_head: bool = False
     label_share: float = 1.0
     rows_differ: bool = True
-    processes: int = 1
+    spread: Spread = Spread()
     device: str = "cuda"
     glibc: bool = False
 
@@ -150,23 +151,38 @@ def estimate(
     )
     adapters, copies = _adapters(shape, training, targets)
     trainable = int(shape.parameters * training.trainable_share) if training.full else adapters + copies
+    spread = training.spread
     train_item = item if training.full else ITEM[training.adapter_dtype]
+    # FSDP2 keeps what trains in float32 under autocast
+    upcast = spread.engine == "fsdp" and regime.mixed and training.full
+    train_item = WIDE if upcast else train_item
     gradients = trainable * train_item
     values, extra = OPTIMIZER_STATE.get(training.optimizer, (2, 0))
-    activations, logits, held = _dynamic(shape, training, regime, gradients)
+    activations, logits, held = _dynamic(shape, training, regime, spread.gradients(gradients))
+    weights = weight_bytes(shape, training.dtype, training.weight_bits, training.double_quant, stored_bytes)
     slack = GPU_SLACK if training.device in ("cuda", "npu") else 0.0
     parts = {
-        "weights": weight_bytes(shape, training.dtype, training.weight_bits, training.double_quant, stored_bytes),
-        "adapters": 0 if training.full else trainable * train_item,
-        # DDP sends gradients in buckets of its own
-        "gradients": held + (gradients if training.processes > 1 else 0),
-        "optimizer": int(trainable * (values * train_item + extra)),
+        "weights": spread.weights(weights + upcast * trainable * (WIDE - item), _gathered(shape, item)),
+        "adapters": 0 if training.full else _adapter_bytes(trainable, copies, train_item, item, training),
+        "gradients": held + spread.buckets(gradients, train_item),
+        "optimizer": spread.optimizer(trainable, values, train_item, extra),
         "activations": int(activations * (1 + slack)),
         "logits": int(logits * (1 + slack)),
         "allocator": int(_kept_by_heap(shape, training, regime)),
         "framework": framework_bytes(training.device, training=True),
     }
     return Estimate(parts, trainable)
+
+
+def _gathered(shape: Shape, item: int) -> int:
+    """Weights that are whole at the same time where processes hold parts: two layers, embedding and output layer."""
+    return item * (2 * max((x.parameters for x in shape.layers), default=0) + shape.embedding + shape.head)
+
+
+def _adapter_bytes(trainable: int, copies: int, train_item: int, item: int, training: Training) -> int:
+    """Adapters, and B once more beside the weights that a fused layer multiplies together with it: about half."""
+    again = (trainable - copies) * item // 2 if training.fuses else 0
+    return trainable * train_item // training.spread.parts_of_weights + again
 
 
 def framework_bytes(device: str, training: bool = False) -> int:

@@ -67,7 +67,7 @@ def make_plan(config: PlanConfig) -> Plan:
     if config.model.model is None:
         raise UsageError("no model", fix="--model DIRECTORY_OR_NAME, see swift list-models")
     options = config.planning
-    machine = parse_gpu(options.gpu) if options.gpu else this_machine()
+    machine = parse_gpu(" ".join(options.gpu)) if options.gpu else this_machine()
     model = resolve_options(config.model, want_weights=False)
     facts = model_facts(model)
     config = decide_sft(

@@ -14,10 +14,13 @@ from typing import Any
 
 from swift.advise.machines import Machine
 from swift.advise.memory import ITEM as ITEM_BYTES
-from swift.advise.memory import WIDE, Estimate, Training, adapted_names, estimate
+from swift.advise.memory import WIDE, Estimate, Training, adapted_names, estimate, weight_bytes
 from swift.advise.model_facts import ModelFacts
 from swift.advise.setup import stored_bytes
+from swift.advise.spread import Spread
 from swift.config.packages import bnb_switched_off
+from swift.hub import human_bytes
+from swift.train.sharding import ELEMENTWISE
 
 SHORTEST = 256
 ATTENTION = ("q_proj", "k_proj", "v_proj", "o_proj")
@@ -61,7 +64,7 @@ def cheapest(facts: ModelFacts, training: Training, machine: Machine) -> Remedy 
         changed = training
         for change in changes:
             changed = change.apply(changed)
-        if changed.full and changed.weight_bits:
+        if not _goes_together(changed):
             continue
         found = estimate(facts.shape, changed, stored_bytes=stored_bytes(facts, True, machine))
         if fits(found.total, machine):
@@ -90,8 +93,55 @@ def _axes(facts: ModelFacts, training: Training, machine: Machine) -> list[list[
             {"target_modules": ATTENTION}, 2.0, "adapters on attention only", lambda t: replace(t, targets=ATTENTION)
         )
         axes.append([NOTHING, change])
+    axes.append([NOTHING, *_sharing(facts, training, machine)])
     axes.append([NOTHING, *_length(training)])
     return axes
+
+
+def _goes_together(training: Training) -> bool:
+    """Whether swift trains with this combination: see swift.train.sharding."""
+    if training.full and training.weight_bits:
+        return False
+    spread = training.spread
+    cut = training.weight_bits or training.dora
+    if spread.engine == "fsdp":
+        return not cut and training.optimizer in ELEMENTWISE
+    if spread.engine == "deepspeed":
+        return not (spread.stage == 3 and cut) and training.optimizer in ELEMENTWISE
+    return True
+
+
+def _sharing(facts: ModelFacts, training: Training, machine: Machine) -> list[Change]:
+    """Each process holds a part of the optimizer's state, of gradients and weights; or main memory does."""
+    if training.spread.stage or machine.kind != "cuda":
+        return []
+    found = []
+    if machine.count > 1:
+        found = [
+            _shared(0.4, "deepspeed", "zero2", "each process holds a part of the optimizer's state", stage=2),
+            _shared(0.9, "fsdp", "fsdp2", "each process holds a part of the weights", stage=3),
+        ]
+    state = Spread(engine="deepspeed", stage=1).optimizer(estimate(facts.shape, training).trainable, 2, WIDE, 0)
+    everything = state + weight_bytes(facts.shape, training.dtype)
+    weights_too = {"stage": 3, "offload_weights": True}
+    kept = [
+        (1.9, "zero2_offload", state, "of optimizer state in main memory", {"stage": 2}),
+        (5.0, "zero3_offload", everything, "of weights and state in main memory", weights_too),
+    ]
+    for cost, name, size, what, spread in kept:
+        if machine.host is None or size < machine.host:
+            why = f"{human_bytes(size)} {what}"
+            found.append(_shared(cost, "deepspeed", name, why, offload_optimizer=True, **spread))
+    return found
+
+
+def _shared(cost: float, engine: str, name: str, why: str, **spread: Any) -> Change:
+    def apply(training: Training) -> Training:
+        # whose path is the plain one: see swift.train.lean.check
+        shared = replace(training.spread, engine=engine, **spread)
+        return replace(training, spread=shared, lean_head=False, fused=False, light=False)
+
+    return Change({engine: name}, cost, why, apply)
 
 
 def _checkpointing(training: Training) -> list[Change]:

@@ -6,8 +6,11 @@ from swift.advise.machines import Machine, uses_glibc
 from swift.advise.memory import ITEM, Training, weight_bytes
 from swift.advise.model_facts import ModelFacts
 from swift.advise.rows import RowFacts
+from swift.advise.spread import Spread
 from swift.config.commands import SftConfig
 from swift.errors import UsageError
+from swift.train.deepspeed_options import read_deepspeed, stage
+from swift.train.fsdp_options import read_fsdp
 
 # checkpoints in these formats train as plain weights, as they are loaded for it
 DEQUANTIZED = ("fp8", "mxfp4", "compressed-tensors")
@@ -59,10 +62,24 @@ def training_of(config: SftConfig, facts: ModelFacts, machine: Machine, data: Ro
         label_share=data.answer_share,
         # rows that stand one behind the other need no mask
         rows_differ=not training.padding_free and (data.assumed or len(set(data.lengths)) > 1),
-        processes=machine.count,
+        spread=spread_of(config, machine),
         device=machine.kind,
         glibc=machine.kind == "cpu" and uses_glibc(),
     )
+
+
+def spread_of(config: SftConfig, machine: Machine) -> Spread:
+    """What --deepspeed and --fsdp share between the processes, and what leaves the device for main memory."""
+    zero, fsdp = read_deepspeed(config), read_fsdp(config)
+    apart = machine.kind not in ("cpu", "mps")  # there main memory is the device's
+    if fsdp is not None:
+        offload = apart and str(fsdp.settings.get("cpu_offload")).lower() == "true"
+        return Spread(machine.count, "fsdp", 3, offload, offload)
+    if zero is None:
+        return Spread(machine.count)
+    cut = zero.get("zero_optimization") or {}
+    places = [(cut.get(name) or {}).get("device", "none") for name in ("offload_optimizer", "offload_param")]
+    return Spread(machine.count, "deepspeed", stage(zero), *(apart and place in ("cpu", "nvme") for place in places))
 
 
 def weight_bits(config: SftConfig) -> int:

@@ -22,7 +22,7 @@ class DoctorOptions:
 
 @dataclass(frozen=True)
 class PlanOptions:
-    gpu: str | None = option(aliases=("device", "machine"))
+    gpu: tuple[str, ...] = option((), aliases=("device", "machine"))
     rows: int | None = option(low=1, aliases=("num_rows",))
     row_tokens: int | None = option(low=1)
     context: int | None = option(low=8)

@@ -7,12 +7,12 @@ torch nor deepspeed.
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from swift.config.commands import SftConfig
+from swift.config.json_object import json_object
 from swift.errors import MissingPackage, UsageError
 
 BUILT_IN = Path(__file__).with_name("deepspeed")
@@ -40,22 +40,10 @@ def read_deepspeed(config: SftConfig) -> dict[str, Any] | None:
     text = (config.training.deepspeed or "").strip()
     if text.lower() in OFF:
         return None
-    where = f"--deepspeed {text}"
-    if text.startswith("{"):
-        source, where = text, "--deepspeed"
-    else:
-        built_in = BUILT_IN / f"{text.lower()}.json"
-        path = built_in if text.lower() in names() else Path(text).expanduser()
-        if not path.is_file():
-            fix = f"one of {', '.join(names())}, or a JSON file"
-            raise UsageError("neither a built-in configuration nor a file", where=where, fix=fix)
-        source, where = path.read_text(encoding="utf-8"), where if path == built_in else str(path)
-    try:
-        found = json.loads(source)
-    except ValueError as error:
-        raise UsageError(f"not valid JSON: {error}", where=where) from error
-    if not isinstance(found, dict):
-        raise UsageError("a configuration of DeepSpeed is a JSON object", where=where)
+    if text.lower() in names():
+        text = str(BUILT_IN / f"{text.lower()}.json")
+    fix = f"one of {', '.join(names())}, or a JSON file"
+    found = json_object(text, "--deepspeed", "neither a built-in configuration nor a file", fix)
     _no_persistence(found)
     return found
 

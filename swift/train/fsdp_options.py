@@ -6,12 +6,12 @@ thing; a setting is used, or said to mean nothing in FSDP2, or refused, never dr
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from swift.config.commands import SftConfig
+from swift.config.json_object import json_object
 from swift.errors import UsageError
 
 # words of transformers' --fsdp -> settings
@@ -82,19 +82,7 @@ def _settings(text: str | None, where: str) -> dict[str, Any]:
     """A JSON object, or the one in a JSON file."""
     if text is None or text.strip().lower() in ("", "none"):
         return {}
-    source = text.strip()
-    if not source.startswith("{"):
-        path = Path(source).expanduser()
-        if not path.is_file():
-            raise UsageError("no such file", where=f"{where} {source}", fix="a JSON file, or JSON: '{...}'")
-        source, where = path.read_text(encoding="utf-8"), str(path)
-    try:
-        value = json.loads(source)
-    except ValueError as error:
-        raise UsageError(f"not valid JSON: {error}", where=where) from error
-    if not isinstance(value, dict):
-        raise UsageError("needs a JSON object", where=where)
-    return value
+    return json_object(text, where)
 
 
 def _sorted_out(given: Mapping[str, Any]) -> Fsdp:

@@ -1,5 +1,6 @@
 """`swift plan`: the report of a command line, and changes that make it fit and can be typed as they are shown."""
 
+import dataclasses
 import json
 import os
 import shlex
@@ -114,7 +115,10 @@ UNFUSED = ["--fused_layers", "false"]
             ["--gpu", "RTX 4090", "--per_device_train_batch_size", "8", "--padding_free", "false"],
             {"per_device_train_batch_size", "gradient_accumulation_steps"},
         ),
-        (["--gpu", "RTX 4090", "--tuner_type", "full"], {"tuner_type"}),
+        (["--gpu", "RTX 4090", "--tuner_type", "full"], {"deepspeed"}),
+        (["--gpu", "8GB", "--tuner_type", "full"], {"deepspeed"}),
+        (["--gpu", "A100 40GB x2", "--tuner_type", "full"], {"deepspeed"}),
+        (["--gpu", "RTX 4090 x4", "--tuner_type", "full"], {"fsdp"}),
         (["--gpu", "A100 40GB", "--torch_dtype", "float32", "--tuner_type", "full"], {"torch_dtype"}),
         (["--gpu", "6GB"], {"load_in_4bit"}),
         (["--gpu", "6GB", "--padding_free", "false"], {"load_in_4bit", "max_length"}),
@@ -124,7 +128,9 @@ def test_the_change_proposed_makes_it_fit_when_typed_as_shown(argv, expected, tm
     plan = plan_of("--model", model(tmp_path / "m"), *argv, *UNFUSED)
     assert not plan.train.fits and plan.train.remedy is not None
     assert set(plan.train.remedy.options) == expected
-    words = shlex.split(command_line(plan.config, plan.train.remedy.options))
+    words = shlex.split(command_line(plan.config, plan.train.remedy.options, plan.machine.count))
+    if words[0].startswith("NPROC_PER_NODE="):
+        assert words.pop(0) == f"NPROC_PER_NODE={plan.machine.count}"
     assert words[:2] == ["swift", "sft"]
     parse(SftConfig, words[2:])  # swift sft takes it
     again = plan_of(*words[2:], "--gpu", argv[1])
@@ -163,7 +169,7 @@ def test_smaller_batches_keep_the_rows_per_step(tmp_path):
 
 
 def test_what_cannot_fit_names_a_gpu_that_would_do(tmp_path, capsys):
-    assert main(["plan", "--model", model(tmp_path / "m", QWEN, num_hidden_layers=120), "--gpu", "6GB"]) == 0
+    assert main(["plan", "--model", model(tmp_path / "m", QWEN, num_hidden_layers=120), "--gpu", "2GB"]) == 0
     text = capsys.readouterr().out
     assert "no change of options makes it fit" in text and "the smallest GPU that would do" in text
 
@@ -171,6 +177,43 @@ def test_what_cannot_fit_names_a_gpu_that_would_do(tmp_path, capsys):
 def test_adapters_on_experts_are_given_up_before_data(tmp_path):
     plan = plan_of("--model", model(tmp_path / "m", MOE), "--gpu", "64GB", "--max_length", "1024")
     assert not plan.train.fits and set(plan.train.remedy.options) == {"target_modules"}
+
+
+def test_a_gpu_and_its_count_are_typed_as_one_word_or_two(tmp_path):
+    place = model(tmp_path / "m")
+    for typed in (["RTX 4090", "x2"], ["RTX 4090 x2"], ["2x4090"], ["RTX", "4090", "x2"]):
+        assert plan_of("--model", place, "--gpu", *typed).machine.title == "2 x RTX 4090"
+    with pytest.raises(UsageError, match="RTX 4090"):
+        plan_of("--model", place, "--gpu", "RTX 4909", "x2")
+    with pytest.raises(UsageError, match="at least one"):
+        plan_of("--model", place, "--gpu", "RTX 4090", "x0")
+
+
+@pytest.mark.parametrize(
+    ("words", "halved"),
+    [
+        (["--deepspeed", "zero1"], {"optimizer"}),
+        (["--deepspeed", "zero2"], {"optimizer"}),
+        (["--deepspeed", "zero3"], {"optimizer", "weights"}),
+        (["--fsdp", "fsdp2"], {"optimizer", "weights"}),
+    ],
+)
+def test_processes_that_share_hold_parts(words, halved, tmp_path):
+    options = ["--model", model(tmp_path / "m"), "--tuner_type", "full", *words]
+    two, four = (plan_of(*options, "--gpu", "A100 80GB", count).train.estimate.parts for count in ("x2", "x4"))
+    for name in ("weights", "optimizer"):
+        gathered = 2.1e9 if name == "weights" else 0  # two layers, embedding and head stay whole
+        assert (four[name] < 0.55 * two[name] + gathered) == (name in halved), name
+    ddp = plan_of(*options[:4], "--gpu", "A100 80GB", "x2").train.estimate.parts
+    assert two["gradients"] < ddp["gradients"]
+
+
+def test_offloading_needs_main_memory_where_that_is_known(tmp_path):
+    plan = plan_of("--model", model(tmp_path / "m"), "--gpu", "24GB", "--tuner_type", "full")
+    found = remedies.cheapest(plan.facts, plan.train.training, plan.machine)
+    assert found.options == {"deepspeed": "zero2_offload"} and "in main memory" in found.reasons[0]
+    small = dataclasses.replace(plan.machine, host=16 << 30)
+    assert "deepspeed" not in remedies.cheapest(plan.facts, plan.train.training, small).options
 
 
 def test_two_gpus_start_two_processes(tmp_path):
