@@ -21,7 +21,7 @@ from swift.hub import check_disk
 from swift.hub.resources import human_bytes
 from swift.models.device import Device, pick_device
 from swift.models.plan import LoadPlan, plan_loading
-from swift.train import elastic, manifest, summary
+from swift.train import elastic, imports, manifest, summary
 from swift.train.checkpoints import clean_leftovers
 from swift.train.examples import Examples, prepare_examples, save_report
 from swift.train.fsdp_options import read_fsdp
@@ -41,6 +41,11 @@ log = logging.getLogger("swift")
 
 def plan(setup: Setup) -> tuple[Setup, LoadPlan]:
     """Device, dtype and quantization, decided without reading a weight; the setup with them in its config."""
+    with imports.left_out(imports.unused(setup.config, setup.files)):
+        return _plan(setup)
+
+
+def _plan(setup: Setup) -> tuple[Setup, LoadPlan]:
     config = setup.config
     device = pick_device(config.training.use_cpu)
     config = _decide_device(config, device)

@@ -9,12 +9,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from swift import runs
 from swift.cli import main
-from swift.train import checkpoints
+from swift.config.commands import SftConfig
+from swift.train import checkpoints, imports
 from swift.web.jobs import Job
 from tests import tiny
 from tests.train import support
@@ -354,3 +356,31 @@ def test_ctrl_c_typed_at_a_real_process(tmp_path, model):
     assert "a checkpoint saved" in err and "go on with:" in out and "Traceback" not in err
     (checkpoint,) = checkpoints.list_checkpoints(only_run(tmp_path / "out"))
     assert runs.verify_dir(checkpoint) == []
+
+
+def test_libraries_that_text_has_no_use_for_are_not_imported_and_can_be_later(tmp_path, model):
+    """Libraries of these names stand first in the path; transformers and peft would import them."""
+    names = ("datasets", "scipy", "sklearn", "bitsandbytes")
+    for name in names:
+        (tmp_path / f"{name}.py").write_text("")
+    write_rows(tmp_path / "rows.jsonl")
+    code = (
+        "import sys; from swift.cli import main\n"
+        f"line = 'sft --model {model} --dataset rows.jsonl --output_dir out --use_cpu true --dry_run true'\n"
+        "assert main(line.split()) == 0\n"
+        f"assert 'peft' in sys.modules and not set({names}) & set(sys.modules)\n"
+        "import datasets, scipy, sklearn, bitsandbytes"
+    )
+    env = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_what_a_run_may_use_is_imported_as_ever():
+    def unused(files=None, **values):
+        return imports.unused(SftConfig().replace(values, "command line"), SimpleNamespace(config=files or {}))
+
+    assert "bitsandbytes" in unused() and "scipy" in unused()
+    for values in ({"quant_bits": 4}, {"optim": "paged_adamw_8bit"}, {"files": {"quantization_config": {}}}):
+        assert "bitsandbytes" not in unused(**values) and "scipy" in unused(**values)
+    assert not unused({"vision_config": {}}) and not unused({"auto_map": {}})
