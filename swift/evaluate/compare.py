@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from swift.errors import DataError, UsageError
-from swift.evaluate.report import aligned
+from swift.evaluate.report import aligned, named
 from swift.evaluate.results import percent
 from swift.runs import read_log
 
@@ -68,8 +68,8 @@ class Comparison:
                     verdict(pair),
                 )
             )
-        notes = [f"{p.benchmark}: {p.unmatched} questions stand in one run alone" for p in self.pairs if p.unmatched]
-        notes += [f"{p.benchmark}: {p.differs}" for p in self.pairs if p.differs]
+        alone = [(p, f"{p.unmatched} questions stand in one run alone") for p in self.pairs if p.unmatched]
+        notes = [named(p.benchmark, what) for p, what in (*alone, *((p, p.differs) for p in self.pairs if p.differs))]
         return "\n".join([f"A  {self.a}", f"B  {self.b}", *aligned(rows), *notes])
 
 

@@ -131,7 +131,9 @@ def _load(one: Wanted) -> Documents:
     documents = load_documents(one.benchmark, one.wish)
     log.info("%s: %d questions from %s", one.benchmark.name, documents.count, documents.files[0].parent)
     if documents.partial:
-        log.warning("%s: %s", one.benchmark.name, documents.partial)
+        from swift.evaluate.report import named
+
+        log.warning("%s", named(one.benchmark.name, documents.partial))
     return documents
 
 

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from swift.evaluate.results import BenchmarkResult, percent, plus_minus, span, tokens_text
-from swift.i18n import display_width, pad
+from swift.i18n import display_width, language, pad
+from swift.i18n.said import said
 
 HEAD = ("benchmark", "metric", "score %", "std. err.", "n", "shots", "mode", "prompt", "unread", "tokens", "time")
 WORST_UNREAD = 0.1
@@ -35,11 +36,13 @@ def table(results: Sequence[BenchmarkResult]) -> str:
     lines = []
     for by in dict.fromkeys((r.backend, r.harness) for r in results):
         rows = [HEAD, *(cells(r) for r in results if (r.backend, r.harness) == by)]
-        lines += [f"{by[0]} backend, {by[1]}", *aligned(rows), ""]
+        lines += [said(f"{by[0]} backend, {by[1]}"), *aligned(rows), ""]
     return "\n".join(lines).rstrip()
 
 
 def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of cells as lines of columns, in the language of whoever reads."""
+    rows = [[said(cell) for cell in row] for row in rows]
     widths = [max(display_width(row[i]) for row in rows) for i in range(len(rows[0]))]
     return ["  ".join(pad(cell, width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
@@ -49,17 +52,21 @@ def remarks(results: Iterable[BenchmarkResult]) -> list[str]:
     found = []
     for result in results:
         if result.partial:
-            found.append(f"{result.benchmark}: {result.partial}")
+            found.append((result, result.partial))
         if result.truncated:
-            found.append(
-                f"{result.benchmark}: {result.truncated} requests were longer than the context and lost their beginning"
-            )
+            found.append((result, f"{result.truncated} requests were longer than the context and lost their beginning"))
         if result.unparsed and result.unparsed > WORST_UNREAD * result.n:
-            found.append(
-                f"{result.benchmark}: no answer could be read from {result.unparsed} of {result.n} outputs; they count "
-                "as wrong, so the score measures the form of the answers too (see the samples)"
+            what = (
+                f"no answer could be read from {result.unparsed} of {result.n} outputs; they count as wrong, so the "
+                "score measures the form of the answers too (see the samples)"
             )
-    return found
+            found.append((result, what))
+    return [named(result.benchmark, what) for result, what in found]
+
+
+def named(benchmark: str, what: str) -> str:
+    """A remark behind its benchmark's name, in the language of whoever reads."""
+    return f"{benchmark}: {said(what)}"
 
 
 STYLE = """
@@ -74,33 +81,39 @@ th{text-align:left}td.n{text-align:right;font-variant-numeric:tabular-nums}.bar{
 def page(results: Sequence[BenchmarkResult], facts: Mapping[str, Any]) -> str:
     """The report as HTML."""
     model = html.escape(str(facts.get("model", "")))
-    body = [f"<h1>Evaluation</h1><p>{model}<br><small>swift {html.escape(str(facts.get('swift', '')))}</small></p>"]
+    title = said("evaluation report")
+    body = [f"<h1>{title}</h1><p>{model}<br><small>swift {html.escape(str(facts.get('swift', '')))}</small></p>"]
     body.append(_grid(HEAD, [cells(result) for result in results], numbers={2, 3, 4, 5, 8}))
     body += [f"<p>{html.escape(remark)}</p>" for remark in remarks(results)]
     for result in results:
         body.append(f"<h2>{html.escape(result.benchmark)}</h2>")
-        about = f"{result.backend} backend, {result.harness}; {result.split} split; {result.mode}; {result.prompts}"
+        parts = (f"{result.backend} backend, {result.harness}", f"{result.split} split", result.mode, result.prompts)
+        about = "; ".join(map(said, parts))
         body.append(f"<p><small>{html.escape(about)}</small></p>")
         rows = [(name, percent(v["score"]), plus_minus(v["stderr"])) for name, v in result.metrics.items()]
         body.append(_grid(("metric", "score %", "std. err."), rows, numbers={1, 2}))
         if result.categories:
             body.append(_parts(result.categories))
         if len(result.subjects) > 1:
-            body.append(
-                f"<details><summary>{len(result.subjects)} subjects</summary>{_parts(result.subjects)}</details>"
-            )
+            summary = said(f"{len(result.subjects)} subjects")
+            body.append(f"<details><summary>{summary}</summary>{_parts(result.subjects)}</details>")
     text = "\n".join(body)
     return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">'
-        f"<title>Evaluation</title><style>{STYLE}</style><body>{text}</body></html>\n"
+        f'<!doctype html><html lang="{language()}"><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width">'
+        f"<title>{title}</title><style>{STYLE}</style><body>{text}</body></html>\n"
     )
 
 
 def _grid(head: Sequence[str], rows: Iterable[Sequence[str]], numbers: set[int]) -> str:
-    lines = ["<table><tr>", *(f"<th>{html.escape(name)}" for name in head), "</tr>"]
+    lines = ["<table><tr>", *(f"<th>{html.escape(said(name))}" for name in head), "</tr>"]
     for row in rows:
         marks = (' class="n"' if i in numbers else "" for i in range(len(row)))
-        lines += ["<tr>", *(f"<td{mark}>{html.escape(cell)}" for mark, cell in zip(marks, row, strict=True)), "</tr>"]
+        lines += [
+            "<tr>",
+            *(f"<td{mark}>{html.escape(said(cell))}" for mark, cell in zip(marks, row, strict=True)),
+            "</tr>",
+        ]
     return "".join([*lines, "</table>"])
 
 
@@ -111,4 +124,5 @@ def _parts(parts: Mapping[str, Any]) -> str:
         bar = f'<div class="bar" style="width:12rem"><i style="width:{width:.1f}%"></i></div>'
         numbers = f'<td class="n">{percent(part["score"])}<td class="n">{part["n"]}'
         rows.append(f"<tr><td>{html.escape(name)}{numbers}<td>{bar}</tr>")
-    return f"<table><tr><th>subject<th>score %<th>n<th></tr>{''.join(rows)}</table>"
+    head = "".join(f"<th>{said(name)}" for name in ("subject", "score %", "n"))
+    return f"<table><tr>{head}<th></tr>{''.join(rows)}</table>"

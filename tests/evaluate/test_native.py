@@ -111,6 +111,15 @@ def test_a_run_is_compared_with_an_earlier_one(evaluate, tmp_path):
     assert "no difference beyond chance" in out and "+0.00" in out
 
 
+def test_the_table_and_the_report_are_chinese_where_the_language_is(evaluate, tmp_path, monkeypatch):
+    monkeypatch.setenv("SWIFT_LANG", "zh")
+    code, out, err = evaluate("--eval_dataset", "ARC_c", "--eval_limit", "2")
+    assert code == 0 and "评测集" in out and "对数似然" in out
+    assert f"ARC_c: ARC_c 的 1172 行里只有 {ROWS} 行" in err
+    page = (newest(tmp_path) / "report.html").read_text()
+    assert '<html lang="zh">' in page and "评测报告" in page and "benchmark" not in page
+
+
 @pytest.mark.parametrize(
     "words, told",
     [
