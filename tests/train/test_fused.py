@@ -133,6 +133,24 @@ def test_in_bfloat16_fused_is_nearer_to_float32_than_peft():
     assert distances[1] < distances[0] * 1.05 and distances[1] < 0.05
 
 
+def test_products_that_autocast_narrows_are_peft_s_own():
+    """Weights in float32 under autocast: no product of ours in float32 in their place."""
+    plain = tuned()
+    ours = copy.deepcopy(plain)
+    fused = Fused(ours)
+    fused.engage()
+    seen = []
+    for group in fused._groups:
+        group.outputs = lambda *args, own=group.outputs: seen.append(1) or own(*args)
+    with torch.autocast("cpu", torch.bfloat16):
+        expected, wanted = gradients(plain, a_batch())
+        loss, found = gradients(ours, a_batch())
+    assert not seen and found.keys() == wanted.keys()
+    torch.testing.assert_close(loss, expected, atol=0.02, rtol=0)
+    gradients(ours, a_batch())
+    assert seen
+
+
 def test_full_training_keeps_half_of_a_gated_product():
     plain = tiny.model("llama").train()
     ours = copy.deepcopy(plain)
