@@ -40,7 +40,7 @@ FULL, BARE = ("--tuner_type", "full"), ("--gradient_checkpointing", "false")
 BF16, PLAIN = ("--torch_dtype", "bfloat16"), ("--padding_free", "false")
 QLORA = ("--load_in_4bit", "true")
 MOE = {**MID, "moe_intermediate_size": 256, "num_experts": 16, "num_experts_per_tok": 4}
-GPT2 = dict(n_embd=576, n_head=9, n_positions=1024, vocab_size=32000)
+GPT2 = dict(hidden_size=576, num_attention_heads=9, n_positions=1024, vocab_size=32000)
 BAMBA = {**MID, "mamba_n_heads": 16, "mamba_d_head": 64, "mamba_d_state": 32, "attn_layer_indices": [2]}
 LLAVA = {
     "text_config": {**MID, "model_type": "llama", "num_hidden_layers": 4, "max_position_embeddings": 4096},

@@ -23,6 +23,7 @@ class Regime:
 
     `mixed`: under autocast. `targets`: names of the linear layers with LoRA. `dropout`: LoRA's, above 0 or not.
     `mask`: bytes that torch's dropout keeps per value on this device (0: a copy as wide as the input, on the CPU).
+    `fused_dropout`: the device's attention kernel drops scores without keeping them (not the CPU's).
     """
 
     item: int
@@ -35,6 +36,11 @@ class Regime:
     mask: int = 0
     eager: bool = False
     padded: bool = False
+    fused_dropout: bool = True
+
+    def keeps_scores(self, layer: Layer) -> bool:
+        """Whether attention writes all scores out: no fused kernel of torch takes a soft cap."""
+        return self.eager or layer.softcap or (layer.dropout and not self.fused_dropout)
 
     @property
     def compute(self) -> int:
@@ -58,7 +64,7 @@ def fused_saved_per_token(layer: Layer, hidden: int, regime: Regime, light: bool
     None for layers that the fused operations don't know whole: experts, soft caps, LoRA on a part of the projections.
     """
     names = {x.name for x in layer.linears}
-    plain = not (layer.experts or layer.softcap or layer.layer_norm) and layer.gated and not regime.eager
+    plain = not (layer.experts or regime.keeps_scores(layer) or layer.layer_norm) and layer.gated
     if regime.full or not plain or not names <= regime.targets or len(layer.linears) != 7:
         return None
     item, rank = regime.item, regime.rank
@@ -116,13 +122,14 @@ def _attention(layer: Layer, hidden: int, regime: Regime, length: int) -> float:
         inputs.setdefault(linear.inputs, []).append(linear)
     for width, group in inputs.items():
         total += _inputs(group, width, regime, kept=False)
-    eager = regime.eager or layer.softcap  # no fused kernel of torch takes a soft cap
+    eager = regime.keeps_scores(layer)
     repeated = (regime.padded or eager) and layer.key < layer.query
     spread = layer.query + layer.attended if repeated else layer.key + layer.value
     total += item * (layer.query + spread) + item * layer.attended
     total += _inputs([out], layer.attended, regime, kept=True)
     if eager:
         scores = WIDE + (item if item < WIDE else 0) + (item if layer.softcap else 0)
+        scores += (regime.mask or item) + item if layer.dropout else 0
         return total + layer.heads * length * scores
     statistics = WIDE * layer.heads
     return total + statistics + (length * item if regime.padded else 0)
@@ -176,6 +183,6 @@ def largest_transient(layer: Layer, hidden: int, regime: Regime, length: int) ->
     inner = max(layer.inner, layer.top_k * layer.expert_inner)
     dense = inner * 3 + hidden * 2
     attention = layer.query + layer.key + layer.value + layer.attended + hidden
-    if regime.eager or layer.softcap:
+    if regime.keeps_scores(layer):
         attention += 2 * layer.heads * length  # gradients of the scores before and after the softmax
     return max(dense, attention) * regime.item + (hidden * WIDE if regime.item < WIDE else 0)

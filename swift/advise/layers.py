@@ -54,6 +54,7 @@ class Layer:
     layer_norm: bool = False  # torch's LayerNorm, which keeps no float32 copies
     wide_norm: bool = False  # the norm's weight is applied in float32 (Gemma)
     softcap: bool = False  # attention scores pass through a tanh
+    dropout: bool = False  # attention drops scores while training
 
     @property
     def parameters(self) -> int:

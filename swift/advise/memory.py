@@ -147,6 +147,7 @@ def estimate(
         dropout=training.dropout > 0 and not training.full and not has_expert_targets,
         mask=0 if training.device == "cpu" else 1,
         eager=training.attention == "eager",
+        fused_dropout=training.device not in ("cpu", "mps"),
         padded=training.rows_differ and training.batch > 1 and not training.attention.startswith("flash"),
     )
     adapters, copies = _adapters(shape, training, targets)

@@ -186,6 +186,7 @@ def _layer(fields: Fields, hidden: int, index: int) -> Layer:
         layer_norm=rules["norm_bias"],
         wide_norm=rules["wide_norm"],
         softcap=bool(fields.values.get("attn_logit_softcapping")),
+        dropout=bool(fields.values.get("attention_dropout") or fields.values.get("attn_pdrop")),
         extras=attention.extras + mlp.extras + norms,
     )
 

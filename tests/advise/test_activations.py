@@ -20,6 +20,8 @@ CASES = [
     ("llama", dict(dtype=torch.bfloat16, mixed=True, dropout=0.1)),
     ("llama", dict(full=True, dtype=torch.bfloat16, mixed=True)),
     ("llama", dict(full=True, attention="eager")),
+    ("llama", dict(full=True, drops=0.1)),
+    ("llama", dict(dropout=0.1, drops=0.1)),
     ("llama", dict(targets=("q_proj", "v_proj"))),
     ("qwen2", dict(dropout=0.1)),
     ("qwen3", dict(full=True)),
@@ -44,9 +46,10 @@ def saved_bytes(
     targets=None,
     attention="sdpa",
     padded=False,
+    drops=0.0,
 ):
     """Bytes of the distinct storages that one forward pass saves, parameters left out."""
-    config = make_config(family, layers)
+    config = make_config(family, layers, drops)
     model = AutoModelForCausalLM.from_config(config, dtype=dtype, attn_implementation=attention)
     if not full:
         model = get_peft_model(
@@ -80,9 +83,11 @@ def saved_bytes(
     return sum(s.nbytes() for s in storages.values())
 
 
-def make_config(family, layers):
+def make_config(family, layers, drops=0.0):
+    """`drops`: share of the attention scores that are dropped."""
     extra = dict(layer_types=["full_attention"] * layers) if family.startswith("gemma") else {}
-    return tiny.config(family, num_hidden_layers=layers, **SIZES, **extra, **(MOE if family.endswith("_moe") else {}))
+    extra |= MOE if family.endswith("_moe") else {}
+    return tiny.config(family, num_hidden_layers=layers, attention_dropout=drops, **SIZES, **extra)
 
 
 @pytest.mark.filterwarnings("ignore")
@@ -91,7 +96,7 @@ def make_config(family, layers):
 )
 def test_a_layer_saves_what_the_ledger_says(family, how):
     measured = saved_bytes(family, 3, **how) - saved_bytes(family, 2, **how)
-    layer = shape_of(make_config(family, 2).to_dict()).layers[1]
+    layer = shape_of(make_config(family, 2, how.get("drops", 0.0)).to_dict()).layers[1]
     assert estimated(layer, **how) == pytest.approx(measured, rel=0.02)
 
 
@@ -103,7 +108,16 @@ def test_padding_costs_a_mask_per_layer_and_repeated_keys():
 
 
 def estimated(
-    layer, *, full=False, dropout=0.0, dtype=torch.float32, mixed=False, targets=None, attention="sdpa", padded=False
+    layer,
+    *,
+    full=False,
+    dropout=0.0,
+    dtype=torch.float32,
+    mixed=False,
+    targets=None,
+    attention="sdpa",
+    padded=False,
+    drops=0.0,
 ):
     names = targets or [x.name for x in layer.linears if not x.router]
     regime = Regime(
@@ -115,6 +129,7 @@ def estimated(
         dropout=dropout > 0,
         eager=attention == "eager",
         padded=padded,
+        fused_dropout=False,  # on a CPU
     )
     return ROWS * LENGTH * saved_per_token(layer, 64, regime, LENGTH) + expert_copies(layer, regime)
 
