@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -249,7 +250,10 @@ def test_pages_of_a_file_are_given_back_once_its_weights_stand_elsewhere(tmp_pat
     total = mapped.sum()
     assert resident(mapped) > 0.9 * size
     pages.give_back(mapped[4096:])
-    pages.give_back(torch.ones(1 << 20))  # torch's own is left alone
+    others = torch.ones(1 << 20), torch.from_numpy(np.ones(1 << 20))  # no file's: left alone
+    for tensor in others:
+        pages.give_back(tensor)
+        assert tensor.all()
     assert resident(mapped) < 0.1 * size
     assert mapped.sum() == total
 

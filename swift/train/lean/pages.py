@@ -1,7 +1,7 @@
 """Memory of a mapped weight file that nothing reads any more, given back to the system.
 
-Promises: nothing that is read later differs: pages are dropped only where the system can have them again, from the
-file or from swap. Does nothing where the system has no such call.
+Promises: the file's pages stay in the system's cache, so that the next start finds them; memory of any other kind is
+left alone. Does nothing but on Linux.
 """
 
 from __future__ import annotations
@@ -9,25 +9,34 @@ from __future__ import annotations
 import ctypes
 import functools
 import mmap
-import sys
+from pathlib import Path
 
 import torch
 
-PAGEOUT = 21  # MADV_PAGEOUT of Linux 5.4: reclaim these pages now
+MAPS = Path("/proc/self/maps")
 
 
 def give_back(tensor: torch.Tensor) -> None:
-    """Drop the pages of `tensor`, if its memory isn't torch's own but a file's, which stays mapped as long as any other
-    tensor of it is there. A page that it shares with its neighbours stays.
+    """Drop the pages of `tensor`, if its memory is a file's, which stays mapped as long as any other tensor of it is
+    there. Who reads them again reads what the file holds: changes are lost. Pages shared with neighbours stay.
     """
     storage = tensor.untyped_storage()
-    if tensor.device.type != "cpu" or storage.resizable() or not sys.platform.startswith("linux"):
+    if tensor.device.type != "cpu" or storage.resizable() or not MAPS.exists():
         return
-    page = mmap.PAGESIZE
-    start = -(-storage.data_ptr() // page) * page
-    end = (storage.data_ptr() + storage.nbytes()) // page * page
-    if end > start:
-        _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), PAGEOUT)
+    start = -(-storage.data_ptr() // mmap.PAGESIZE) * mmap.PAGESIZE
+    end = (storage.data_ptr() + storage.nbytes()) // mmap.PAGESIZE * mmap.PAGESIZE
+    if end > start and _of_a_file(start, end):
+        _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+
+
+def _of_a_file(start: int, end: int) -> bool:
+    """Whether these addresses lie in one mapping of a file."""
+    for line in MAPS.read_text(encoding="utf-8", errors="replace").splitlines():
+        span, _, _, _, inode, *_ = line.split(maxsplit=5)
+        low, high = (int(part, 16) for part in span.split("-"))
+        if low <= start and end <= high:
+            return inode != "0"
+    return False
 
 
 @functools.cache
