@@ -18,7 +18,7 @@ class Encoded:
     loss_scale: one weight per token, or None when every learned token weighs 1.
     truncated: tokens were cut off. lost_end: a learned turn lost its end-of-turn token to the cut.
     notes: short codes of what else happened, for the data report:
-      "straddled"             a token reaches over the border between prompt and reply
+      "straddled"             a token reaches over a border of the reply, or its prompt alone has others
       "history"               an earlier turn is learned as history shows it, not as it is generated
       "no_end"                the template writes no end-of-turn after a learned turn
       "reasoning_left_out"    the template doesn't show a reasoning that the row has

@@ -64,8 +64,11 @@ def learn(template: ChatTemplate, variables: Mapping[str, Any], added_tokens: Se
     calls = calls_object or calls_text
     if calls is not None and stops:
         # where plain replies have no end of their own, the last token of a call belongs to the call
-        stops += _tail(calls, probe.two_calls(wrap), added_tokens)
-    closers += stops
+        ended, once = _tail(calls, probe.two_calls(wrap), added_tokens)
+        closers += ended
+        stops += ended if once else []
+    stops = stops or closers  # of a template that leaves the last reply open
+    closers = [*closers, *stops]
     return Facts(
         text_content=as_text or not as_blocks,
         block_content=as_blocks,
@@ -142,12 +145,10 @@ def _after(talk: Rendered, word: str, index: int, added_tokens: Sequence[str]) -
     return _marker(talk.text[at + len(word) : end], added_tokens)
 
 
-def _tail(calls: Rendered, two: Rendered | None, added_tokens: Sequence[str]) -> list[str]:
-    """The token that ends a reply of tool calls, if it stands there once whatever the number of calls."""
+def _tail(calls: Rendered, two: Rendered | None, added_tokens: Sequence[str]) -> tuple[list[str], bool]:
+    """The token that ends a reply of tool calls, and whether it stands there once whatever the number of calls."""
     token = _added_at_end(_own(calls).rstrip(), added_tokens)
-    if token is None or (two is not None and _own(two).count(token) != 1):
-        return []
-    return [token]
+    return [token] if token else [], two is None or token is None or _own(two).count(token) == 1
 
 
 def _own(talk: Rendered) -> str:

@@ -44,14 +44,23 @@ def _learn_reasoning(reply: Reply, prompt: str) -> tuple[Marks, tuple[str, ...],
         return _marks_without_answer(reply, prompt, plain), _some(opens), _some(closes)
     opening, _, rest = shown[1].partition(THOUGHT)
     middle = rest.partition(ANSWER)[0]
+    lead = opens[0] if opens else ""
+    torn = 0 <= lead.find(">") < (lead + "<").find("<")  # the prompt begins as the reply does, inside a mark
+    if lead.strip() and not torn and middle.endswith(lead) and middle.removesuffix(lead).strip():
+        return _marks(shown[0], opening, middle.removesuffix(lead).strip(), prompt), _some(opens), _some(closes)
     call = reply({"content": "", "reasoning_content": THOUGHT, "tool_calls": [_call({KEY_A: VALUE})]})
     shared = middle
     if call is not None and _in_order(call[1], THOUGHT, NAME):
         shared = _shared(middle, call[1].partition(THOUGHT)[2]) or middle
     closing = shared.strip() or middle.strip()
     opens = [middle[len(shared) :], *(o for o in opens if closing not in o)]
-    opening = opening.strip() or (shown[0].split() or [""])[-1]  # the prompt may have written the mark already
-    return Marks(opening, closing, prompt.rstrip().endswith(opening)), _some(opens), _some(closes)
+    return _marks(shown[0], opening, closing, prompt), _some(opens), _some(closes)
+
+
+def _marks(written: str, opening: str, closing: str, prompt: str) -> Marks:
+    """written: what the prompt has written already, perhaps the opening mark."""
+    opening = opening.strip() or (written.split() or [""])[-1]
+    return Marks(opening, closing, prompt.rstrip().endswith(opening))
 
 
 def _marks_without_answer(reply: Reply, prompt: str, plain: tuple[str, str] | None) -> Marks:
@@ -91,13 +100,16 @@ def _learn_calls(reply: Reply, marks: Marks) -> JsonCalls | NamedCalls | PairCal
     if text is None or not _in_order(text, NAME, KEY_A, VALUE, KEY_B, str(NUMBER)):
         return None
     two = calls({KEY_A: VALUE}, {KEY_A: VALUE})
-    found = _json_object(text)
+    found = _json_object(text, _lead_behind_content(reply, "{"))
     if found is not None:
         return found
     before, after = _around_last_name(text)
     again = two.rpartition(OTHER)[0].rpartition(VALUE)[2] if two and OTHER in two else before
     anchor = _whole_marks(before, _common(before[::-1], again[::-1])[::-1]) or before
-    leads = [before[: len(before) - len(anchor)].strip(), _lead_behind_content(reply, anchor)]
+    leads = [
+        before[: len(before) - len(anchor)].strip(),
+        _lead_behind_content(reply, NAME).removesuffix(anchor).strip(),
+    ]
     lead = "|".join(re.escape(one).replace(NAME, _WORD) for one in dict.fromkeys(leads))
     wrapper = re.compile(rf"\s*(?:{lead})\s*\Z")
     start = re.escape(anchor.strip())
@@ -106,19 +118,19 @@ def _learn_calls(reply: Reply, marks: Marks) -> JsonCalls | NamedCalls | PairCal
         fixed = r"\s*".join(map(re.escape, after[:brace].split())).replace(CALL_ID, r"(?P<id>[\w\-]+)")
         if two and OTHER in two and _counted(after[:brace], two.rpartition(OTHER)[2].partition("{")[0]):
             fixed = re.sub(r"\d+", r"\\d+", fixed)
+        start = start.replace(CALL_ID, r"(?P<id>[\w\-]+)") if CALL_ID not in after else start
         return NamedCalls(wrapper, re.compile(rf"{start}\s*(?P<name>{_WORD})\s*{fixed}\s*(?=\{{)"))
+    start = start.replace(CALL_ID, r"[\w\-]+")
     swapped = calls({KEY_A: NUMBER, KEY_B: VALUE})
     if swapped is None or not _in_order(swapped, KEY_A, str(NUMBER), KEY_B, VALUE):
         return None
     return _pair_format(calls, text, swapped, two, wrapper, start)
 
 
-def _lead_behind_content(reply: Reply, anchor: str) -> str:
-    """What stands between content and a call, without what every call begins with."""
+def _lead_behind_content(reply: Reply, begin: str) -> str:
+    """What stands between content and the `begin` of a call."""
     shown = reply({"content": ANSWER, "tool_calls": [_call({KEY_A: VALUE})]})
-    if shown is None or not _in_order(shown[1], ANSWER, NAME):
-        return ""
-    return _between(shown[1], ANSWER, NAME).removesuffix(anchor).strip()
+    return _between(shown[1], ANSWER, begin) if shown and _in_order(shown[1], ANSWER, begin, KEY_A) else ""
 
 
 def _counted(first: str, second: str) -> bool:
@@ -149,6 +161,7 @@ def _pair_format(
     between = _between(swapped, number, KEY_B)
     opening = quoted[len(assign) :] if quoted.startswith(assign) else ""
     closing = _between(text, VALUE, KEY_B).removesuffix(between)
+    kinds = not opening and _common(quoted, assign) and _common(quoted[::-1], assign[::-1])  # a kind in the middle
     end = whole = swapped.rpartition(VALUE)[2].removeprefix(closing)
     joiner = start
     if two and OTHER in two:
@@ -167,7 +180,8 @@ def _pair_format(
         end,
         whole.removeprefix(end),
         empty,
-        bool(opening) and f"{VALUE}\\{opening}" in (calls({KEY_A: f"{VALUE}{opening}", KEY_B: NUMBER}) or ""),
+        assign_text=quoted if kinds and quoted != assign else "",
+        escaped=bool(opening) and f"{VALUE}\\{opening}" in (calls({KEY_A: f"{VALUE}{opening}", KEY_B: NUMBER}) or ""),
     )
 
 
@@ -176,8 +190,9 @@ def _untorn(text: str) -> str:
     return text[: text.rfind("<")] if text.rfind("<") > text.rfind(">") else text
 
 
-def _json_object(text: str) -> JsonCalls | None:
-    """The format when some JSON object in the text holds both the name and the arguments."""
+def _json_object(text: str, behind_content: str) -> JsonCalls | None:
+    """The format when some JSON object in the text holds both the name and the arguments. behind_content: what stands
+    between content and the first brace."""
     for match in re.finditer(r"\{", text):
         value, stop = json_at(text, match.start())
         if isinstance(value, dict):
@@ -185,9 +200,16 @@ def _json_object(text: str) -> JsonCalls | None:
             arguments = next((k for k, v in value.items() if isinstance(v, dict) and KEY_A in v), None)
             if name is None or arguments is None:
                 return None
-            begin = text[: match.start()].strip().removesuffix("[").strip()
+            begin = _opened(text[: match.start()])
+            if behind_content:
+                begin = _whole_marks(begin, _common(begin[::-1], _opened(behind_content)[::-1])[::-1]) or begin
             return JsonCalls(begin, text[stop:].strip(), name, arguments)
     return None
+
+
+def _opened(text: str) -> str:
+    """What begins calls, without the bracket of a list of them."""
+    return text.strip().removesuffix("[").strip()
 
 
 def _around_last_name(text: str) -> tuple[str, str]:

@@ -98,8 +98,8 @@ class JsonCalls:
     arguments: str
 
     def find(self, text: str, tools: Sequence[Any]) -> tuple[str, list[Call]]:
-        start = text.find(self.begin) if self.begin else len(text) - len(text.lstrip())
-        if start < 0 or (not self.begin and not text.startswith(("{", "["), start)):
+        start = text.find(self.begin) if self.begin else self._bare(text, tools)
+        if start < 0:
             return text, []
         calls: list[Call] = []
         position = stop = start + len(self.begin)
@@ -112,6 +112,18 @@ class JsonCalls:
                 calls.append((value.get("id"), {"name": value[self.name], "arguments": arguments}))
                 stop = position
         return (text[:start] + text[stop:].strip().removeprefix(self.end) if calls else text), calls
+
+    def _bare(self, text: str, tools: Sequence[Any]) -> int:
+        """Where calls without a mark begin: at the front, or behind words with an object that calls a tool."""
+        front = len(text) - len(text.lstrip())
+        if text.startswith(("{", "["), front):
+            return front
+        names = {tool.get("function", tool).get("name") for tool in tools if isinstance(tool, Mapping)}
+        for brace in re.finditer(r"\{", text):
+            value, _ = json_at(text, brace.start())
+            if isinstance(value, dict) and self.arguments in value and value.get(self.name) in names:
+                return brace.start()
+        return -1
 
 
 @dataclass(frozen=True)
@@ -138,7 +150,9 @@ class NamedCalls:
 class PairCalls:
     """Keys and values one by one: `<function=name><parameter=key>value</parameter></function>`, `name(key='value')`.
 
-    escaped: a quote in a text has a backslash before it."""
+    escaped: a quote in a text has a backslash before it. assign_text: what stands before a text, where that is not
+    `assign` (`string="true">`).
+    """
 
     wrapper: re.Pattern[str]
     start: re.Pattern[str]
@@ -151,6 +165,7 @@ class PairCalls:
     close: str
     empty: str
     escaped: bool
+    assign_text: str = ""
 
     def find(self, text: str, tools: Sequence[Any]) -> tuple[str, list[Call]]:
         calls: list[Call] = []
@@ -165,17 +180,17 @@ class PairCalls:
             begin = match.start() if begin is None else begin
             found, position = pairs
             types = _types(tools, match["name"])
-            calls.append(
-                (None, {"name": match["name"], "arguments": {k: self._value(v, types.get(k)) for k, v in found}})
-            )
+            arguments = {k: self._value(v, "string" if is_text else types.get(k)) for k, v, is_text in found}
+            calls.append((None, {"name": match["name"], "arguments": arguments}))
             match = self.joined.match(text, position) or self.start.search(text, position)
         if begin is None:
             return text, []
         rest = text[position:].strip().removeprefix(self.close.strip()).strip()
         return self.wrapper.sub("", text[:begin]) + rest, calls
 
-    def _pairs(self, text: str, position: int) -> tuple[list[tuple[str, str]], int] | None:
-        pairs: list[tuple[str, str]] = []
+    def _pairs(self, text: str, position: int) -> tuple[list[tuple[str, str, bool]], int] | None:
+        """(key, raw value, whether it is marked as a text) of each pair, and where they end."""
+        pairs: list[tuple[str, str, bool]] = []
         for nothing in (self.empty, self.first + self.end):
             stop = _at(text, position, nothing) if nothing.strip() else None
             if stop is not None:
@@ -184,12 +199,13 @@ class PairCalls:
         if after is None:
             return None
         while True:
-            key_end = text.find(self.assign.strip() or self.assign, after)
+            ends = [(text.find(a.strip() or a, after), a) for a in (self.assign, self.assign_text) if a]
+            key_end, assign = min((end for end in ends if end[0] >= 0), default=(-1, ""))
             if key_end < 0:
                 return None
             key = text[after:key_end].strip()
-            value, position = self._scan(text, _at(text, key_end, self.assign) or key_end)
-            pairs.append((key, value))
+            value, position = self._scan(text, _at(text, key_end, assign) or key_end)
+            pairs.append((key, value, assign == self.assign_text))
             after = _at(text, position, self.between)
             if after is None:
                 return pairs, _at(text, position, self.end) or position

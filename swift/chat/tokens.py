@@ -2,8 +2,9 @@
 
 A whole text is tokenized once (`add_special_tokens=False`, as `apply_chat_template` does), never in pieces, so the ids
 are the ones that the model is served. A token belongs to a span when it holds a character of the span; where the first
-one also holds characters from before (a newline glued to the header's), or where the text before the span has other
-tokens when it stands alone (GPT-2 cuts white space by what follows it), the span is *straddled* and says so.
+one also holds characters from before (a newline glued to the header's), where the text before the span has other
+tokens when it stands alone (GPT-2 cuts white space by what follows it), or where the last one also holds words from
+behind (an end-of-turn that is no token of its own), the span is *straddled* and says so.
 """
 
 from __future__ import annotations
@@ -146,7 +147,8 @@ class Tokens:
         straddled = (reaches or self._may_differ(tokenized, start, first)) and (
             self.ids(tokenized.text[:start]) != tokenized.ids[:first]
         )
-        return first, last, straddled
+        reached = tokenized.offsets[last - 1][1] if last > first else end
+        return first, last, straddled or bool(tokenized.text[end:reached].strip())
 
     def _may_differ(self, tokenized: Tokenized, start: int, first: int) -> bool:
         """Whether the white space before `start` seems to have other tokens where nothing follows it."""

@@ -424,64 +424,6 @@ LFM = """{{- bos_token -}}{%- set keep = keep_past_thinking | default(false) -%}
 {{- ')' -}}{{- ', ' if not loop.last -}}{%- endfor -%}{{- ']<|tool_call_end|>' -}}{%- endif -%}
 {{- '<|im_end|>\\n' -}}{%- endfor -%}
 {%- if add_generation_prompt -%}{{- '<|im_start|>assistant\\n' -}}{%- endif -%}"""
-FUNCTIONARY = """{{ bos_token }}{%- if tools -%}<|start_header_id|>system<|end_header_id|>
-
-// Supported functions
-{% for t in tools -%}namespace functions.{{ t.function.name }}: {{ t.function.parameters | tojson(indent=2) }}
-{% endfor -%}<|eot_id|>{%- endif -%}
-{%- for m in messages -%}
-{%- if m.role in ['user', 'system'] -%}
-{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' + m.content + '<|eot_id|>' }}
-{%- elif m.role == 'tool' -%}
-{{ '<|start_header_id|>tool<|end_header_id|>\\n\\n' + m.content + '<|eot_id|>' }}
-{%- else -%}{{ '<|start_header_id|>' + m.role + '<|end_header_id|>\\n\\n' }}
-{%- if m.content -%}{{ '>>>all\\n' + m.content }}{%- endif -%}
-{%- for c in m.tool_calls or [] -%}{{ '>>>' + c.function.name + '\\n' + c.function.arguments | tojson }}{%- endfor -%}
-{{ '<|eot_id|>' }}{%- endif -%}{%- endfor -%}
-{%- if add_generation_prompt -%}{{ '<|start_header_id|>assistant<|end_header_id|>\\n\\n>>>' }}{%- endif -%}"""
-CHATGLM_3 = (
-    "{% for m in messages %}{% if loop.first %}[gMASK]sop<|{{ m['role'] }}|>\n {{ m['content'] }}"
-    "{% else %}<|{{ m['role'] }}|>\n {{ m['content'] }}{% endif %}{% endfor %}"
-    "{% if add_generation_prompt %}<|assistant|>{% endif %}"
-)
-BAICHUAN_M2 = """{%- set last = namespace(user=-1) %}{%- for m in messages[::-1] %}
-{%- if m.role == 'user' and last.user < 0 %}{%- set last.user = messages | length - 1 - loop.index0 %}{%- endif %}
-{%- endfor %}{%- for m in messages %}{%- if m.role in ('user', 'system') %}
-{{- '<C_Q>' if m.role == 'user' else '' }}{{- m.content }}
-{%- elif m.role == 'assistant' %}{%- set parts = m.content.split('</think>') %}{{- '<C_A>' }}
-{%- if loop.index0 > last.user and m.reasoning_content %}{{- '<think>\\n' ~ m.reasoning_content ~ '\\n</think>\\n\\n' }}
-{%- endif %}{{- parts[-1].lstrip('\\n') ~ eos_token }}{%- endif %}{%- endfor %}
-{%- if add_generation_prompt %}{{- '<C_A>' }}
-{%- if thinking_mode is defined %}{{- {'on': '<think>\\n', 'off': '<think>\\n\\n</think>\\n'}[thinking_mode] }}
-{%- endif %}
-{%- endif %}"""
-GROUPED = """{%- set ns = namespace(system=[], turns=[]) -%}
-{%- for m in messages -%}{%- if m.role == 'system' -%}{%- set ns.system = ns.system + [m.content] -%}
-{%- elif ns.turns and ns.turns[-1].role == m.role -%}
-{%- set ns.turns = ns.turns[:-1] + [{'role': m.role, 'content': ns.turns[-1].content ~ '\\n\\n' ~ m.content}] -%}
-{%- else -%}{%- set ns.turns = ns.turns + [{'role': m.role, 'content': m.content}] -%}{%- endif -%}{%- endfor -%}
-<s>{%- for t in ns.turns -%}
-{%- if t.role == 'user' -%}{{ '[INST]' }}{%- if loop.first and ns.system -%}{{ ns.system | join('\\n\\n') ~ '\\n\\n' }}
-{%- endif -%}{{ t.content ~ '[/INST]' }}{%- else -%}{{ t.content ~ '</s>' }}{%- endif -%}{%- endfor -%}"""
-SYSTEM_LAST_USER = """{%- set ns = namespace(system=none, user=-1, index=0) -%}
-{%- if messages[0].role == 'system' -%}{%- set ns.system = messages[0].content -%}{%- endif -%}
-{%- for m in messages -%}{%- if m.role == 'user' -%}{%- set ns.user = loop.index0 -%}{%- endif -%}{%- endfor -%}
-{{ bos_token }}{%- for m in messages -%}{%- if m.role == 'user' -%}
-{%- if loop.index0 == ns.user and tools -%}{{ '[AVAILABLE_TOOLS]' ~ (tools | tojson) ~ '[/AVAILABLE_TOOLS]' }}
-{%- endif -%}
-{%- if loop.index0 == ns.user and ns.system -%}{{ '[INST]' ~ ns.system ~ '\\n\\n' ~ m.content ~ '[/INST]' }}
-{%- else -%}{{ '[INST]' ~ m.content ~ '[/INST]' }}{%- endif -%}
-{%- elif m.role == 'assistant' and m.tool_calls -%}{{ '[TOOL_CALLS][' }}{%- for c in m.tool_calls -%}
-{{ {'name': c.function.name, 'arguments': c.function.arguments, 'id': c.id} | tojson }}{{ ', ' if not loop.last }}
-{%- endfor -%}{{ ']' ~ eos_token }}
-{%- elif m.role == 'assistant' -%}{{ ' ' ~ m.content ~ eos_token }}
-{%- elif m.role == 'tool' -%}{{ '[TOOL_RESULTS]' ~ {'content': m.content, 'call_id': m.tool_call_id} | tojson
- ~ '[/TOOL_RESULTS]' }}{%- endif -%}{%- endfor -%}"""
-SKIPPING = (
-    "{% for m in messages if m.role != 'tool' %}{% if m.role == 'system' and not loop.first %}{% continue %}{% endif %}"
-    "{% filter trim %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>{% endfilter %}\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 STEP = """{%- macro shown(content) -%}{%- if content is string -%}{{ content }}{%- elif content is iterable -%}
 {%- for c in content -%}{%- if c.type == 'image' or 'image' in c or 'image_url' in c -%}<im_patch>
 {%- elif 'text' in c -%}{{ c.text }}{%- endif -%}{%- endfor -%}{%- endif -%}{%- endmacro -%}

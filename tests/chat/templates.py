@@ -9,7 +9,7 @@ from pathlib import Path
 from tests.tiny import tokenizer
 
 _CONTROL = re.compile(
-    r"<\|[^|>\s'+]+\|>|<｜[^｜']+｜>|</?[a-zA-Z_]+>|\[/?[A-Z_]+\]|\[\|[a-z]+\|\]|<\|[a-z_]+>|<[a-z_]+\|>|<\|\"\|>"
+    r"<\|[^|>\s'+]+\|>|<｜[^｜']+｜>|</?[a-zA-Z_:]+>|\[/?[A-Z_]+\]|\[\|[a-z]+\|\]|<\|[a-z_]+>|<[a-z_]+\|>|<\|\"\|>"
 )
 _SPEC = find_spec("trl")
 _FILES = sorted((Path(_SPEC.origin).parent / "chat_templates").glob("*.jinja")) if _SPEC else []

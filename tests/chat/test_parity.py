@@ -16,6 +16,7 @@ from swift.chat import ChatEncoder
 from tests.chat.conversations import conversation
 from tests.chat.families import FAMILIES
 from tests.chat.kinds import MADE, fitted_to, made, real, real_folders
+from tests.chat.newer import NEWER
 from tests.chat.odd import ODD
 from tests.chat.parity import compare
 from tests.chat.templates import ORIGINAL, TRAINING, as_blocks
@@ -31,7 +32,7 @@ KINDS = {
 BLOCKS_ONLY = {"idefics3", "smolvlm", "llava_next"}
 REAL = {name: path.read_text(encoding="utf-8") for name, path in ORIGINAL.items()}
 REAL |= {f"{name}_training": path.read_text(encoding="utf-8") for name, path in TRAINING.items()}
-ALL = {f"odd-{name}": text for name, text in {**ODD, **FAMILIES}.items()} | REAL
+ALL = {f"odd-{name}": text for name, text in {**ODD, **FAMILIES, **NEWER}.items()} | REAL
 if folder := os.environ.get("SWIFT_TEST_TEMPLATES"):
     ALL |= {path.stem: path.read_text(encoding="utf-8") for path in sorted(Path(folder).glob("*.jinja"))}
 

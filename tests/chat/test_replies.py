@@ -8,6 +8,7 @@ from swift.chat import ChatEncoder
 from swift.errors import SwiftError, TemplateError
 from tests.chat.conversations import TOOLS
 from tests.chat.families import FAMILIES
+from tests.chat.newer import NEWER
 from tests.chat.odd import ODD
 from tests.chat.templates import ORIGINAL, fitted
 
@@ -28,11 +29,15 @@ REPLIES = {
     "nested": {"content": "", "tool_calls": [call("search", query="a, b=c", opts={"k": [1, "two", True]})]},
     "content and call": {"content": "I will look.", "tool_calls": [SEARCH]},
 }
-NOT_TOLD_APART = {("gptoss", "content and call")}  # content beside a call is written as reasoning
+NOT_TOLD_APART = {
+    ("gptoss", "content and call"),  # content beside a call is written as reasoning
+    ("odd-recipients", "content and call"),  # the content comes behind the call
+    ("odd-reflects", "reasoning"),  # the reasoning comes behind the answer
+}
 
 
 ALL = {name: path.read_text(encoding="utf-8") for name, path in ORIGINAL.items()}
-ALL |= {f"odd-{name}": source for name, source in {**ODD, **FAMILIES}.items()}
+ALL |= {f"odd-{name}": source for name, source in {**ODD, **FAMILIES, **NEWER}.items()}
 
 
 @pytest.mark.parametrize("name", ALL)
