@@ -60,7 +60,12 @@ def write_json(path: Path, value: Any) -> None:
 def disk_error(error: OSError, path: Path) -> ResourceError:
     """The user's view of a failed write."""
     reason = error.strerror or str(error)
+    if error.errno in (17, 20):
+        reason = "a file is in the way of the directory"
     fixes = {
+        17: "choose another --output_dir",
+        20: "choose another --output_dir",
+        2: "choose an --output_dir that can be made",
         28: f"free some space on {path.parent} or choose another --output_dir",
         13: "choose an --output_dir that you may write to",
         30: "the file system is read-only: choose another --output_dir",

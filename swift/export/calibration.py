@@ -139,6 +139,7 @@ def _join(rows: list[list[int]], count: int, tokens: int) -> tuple[torch.Tensor,
     if full == 0:
         if len(joined) < 16:
             raise DataError("too little text to calibrate on", where="--dataset", fix="add rows")
+        log.warning("the rows give only %d tokens to calibrate on, %d were asked for", len(joined), count * tokens)
         return torch.tensor([joined]), used
     if full < count:
         log.warning("the rows give %d calibration samples of %d tokens, %d were asked for", full, tokens, count)

@@ -1,5 +1,5 @@
 """`swift export --model M --output_dir D [--torch_dtype T] [--max_shard_size S]`: the same model in another dtype, in
-shards of another size, or as plain weights (a GGUF file, an FP8, AWQ or GPTQ checkpoint).
+shards of another size, or as plain weights (a GGUF file, an FP8, AWQ, GPTQ or bitsandbytes checkpoint).
 
 Promises: the directory is read back by plain transformers and gives the logits of what was written; what rounding to
 the new dtype changes is measured and shown; the directory appears whole or not at all.
@@ -23,7 +23,7 @@ from swift.errors import ExportError, UsageError
 from swift.export.writing import written_aside
 from swift.hub import LocalModel, ModelFiles, check_model_files
 from swift.hub.resources import check_disk
-from swift.models.plan import ITEM_BYTES
+from swift.models.plan import ITEM_BYTES, true_parameters
 
 log = logging.getLogger("swift")
 
@@ -47,14 +47,14 @@ def run(config: ExportConfig, find: Callable[[ExportConfig], tuple[ExportConfig,
     plain = dataclasses.replace(config.quantization, quant_method=None, quant_bits=None)
     options = dataclasses.replace(config.model, torch_dtype=stored)
     plan = plan_loading(options, plain, files, pick_device(), training=True)
-    if plan.quantized:
+    if plan.quantized and plan.source_quant != "bitsandbytes":
         what = f"the model's {plan.source_quant} weights can't be made plain"
         raise UsageError(what, where=f"--model {model.path}", fix="pass the unquantized model")
     if config.common.dry_run:
         print(explain(config))
         return 0
-    check_disk(out, int(files.parameters * ITEM_BYTES[dtype] * 1.05), "the converted model")
     runs.ensure_writable_dir(out.absolute().parent)
+    check_disk(out, int(true_parameters(files) * ITEM_BYTES[dtype] * 1.05), "the converted model")
     _convert(config, model, files, base, plan, dtype, out)
     return 0
 
@@ -83,12 +83,12 @@ def _convert(
 
 def _write(config: ExportConfig, job: Any, plan: Any, staging: Path) -> dict[str, Any]:
     """Write into `staging`, read that back; the figures, checked."""
+    from swift.export.bases import load_plain
     from swift.export.merge import compute_dtype, copy_companions, plain_load
     from swift.export.proof import NOISE, largest_difference, logits_of, top1_agreement
-    from swift.models.load import load_model
     from swift.models.quiet import quiet
 
-    model = load_model(job.base, plan)
+    model = load_plain(job.base, plan)
     compute = compute_dtype(job, model)
     target = getattr(torch, job.plan.dtype)
     own = model._weight_conversions

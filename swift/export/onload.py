@@ -1,7 +1,7 @@
 """The format that transformers itself makes while it loads, and saves: bitsandbytes (nf4, fp4, int8).
 
-Which matrices: the linear layers outside of embeddings and head. It has no file format for fused experts, so a
-mixture of experts is refused here.
+Which matrices: the linear layers outside of embeddings and head. It has no file format for fused experts:
+`swift.export.quantize` refuses those.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from typing import Any
 
 from torch import nn
 
-from swift.errors import UsageError
-from swift.export.layers import is_fused
 from swift.export.merge import copy_companions
 from swift.export.quantize import QuantJob, check_shares
 from swift.models.quiet import quiet
@@ -26,9 +24,6 @@ def write(job: QuantJob, model: Any, staging: Path) -> float:
     """Write the directory; the share of the weights that were quantized. `model` is the plain one, for its sizes."""
     from swift.models.load import load_model
 
-    if any(is_fused(module) for module in model.modules()):
-        what = f"{job.method} has no file format for the experts of this model"
-        raise UsageError(what, where="--quant_method", fix="--quant_method awq, gptq or fp8")
     total = sum(p.numel() for p in model.parameters())
     plain = {name for name, module in model.named_modules() if isinstance(module, nn.Linear)}
     sizes = {name: module.weight.numel() for name, module in model.named_modules() if name in plain}

@@ -44,6 +44,7 @@ REFUSED = {
     "gptq_v2": "--quant_method gptq writes the layout that every engine reads",
 }
 SOURCES = ("fp8", "mxfp4", "compressed-tensors")  # quantized checkpoints that are dequantized first
+WITHOUT_EXPERTS = ("bnb", "torchao")  # have no file format for the experts of a layer in one tensor
 GROUPS = (128, 64, 32)
 
 
@@ -114,10 +115,12 @@ def run(config: ExportConfig, find: Callable[[ExportConfig], tuple[ExportConfig,
         raise UsageError("nothing is searched without rows to calibrate on", where="--quant_search", fix=fix)
     config, model, adapters = find(config)
     files = check_model_files(model.path)
-    _refuse_quantized(files)
+    _refuse_quantized(files, config.quantization.quant_method, bool(adapters))
     _check_packages(config.quantization.quant_method)
     if config.quantization.quant_method == "gguf":
         _check_gguf(model, adapters, files)
+    elif config.quantization.quant_method in WITHOUT_EXPERTS:
+        _check_experts(config.quantization.quant_method, files)
     config = _decide_output(config, model, adapters)
     out = Path(config.export.output_dir).expanduser()
     from swift.export.merge import check_output
@@ -128,16 +131,18 @@ def run(config: ExportConfig, find: Callable[[ExportConfig], tuple[ExportConfig,
     if config.common.dry_run:
         print(explain(config))
         return 0
+    runs.ensure_writable_dir(out.absolute().parent)
     needed = files.parameters * 2 if files.parameters else files.total_bytes
     check_disk(out, int(needed * (1.2 if not adapters else 2.4)), "the quantized model and the work on it")
-    runs.ensure_writable_dir(out.absolute().parent)
     _quantize(config, model, files, adapters, out)
     return 0
 
 
-def _refuse_quantized(files: ModelFiles) -> None:
+def _refuse_quantized(files: ModelFiles, method: str, merges: bool) -> None:
+    """An FP8 source becomes FP8 again only with adapters merged in."""
     source = (files.quantization or {}).get("quant_method")
-    if files.quantization and not files.is_gguf and source not in SOURCES:
+    again = source == method and not merges
+    if files.quantization and not files.is_gguf and (again or source not in SOURCES):
         what = f"the source is already quantized ({source or 'bitsandbytes'})"
         raise UsageError(what, where=f"--model {files.path}", fix="pass the unquantized model")
 
@@ -148,6 +153,14 @@ def _check_gguf(model: LocalModel, adapters: tuple[Path, ...], files: ModelFiles
 
     directory = as_directory(files.path)
     check_source(directory, check_model_files(directory).config, adapters)
+
+
+def _check_experts(method: str, files: ModelFiles) -> None:
+    from swift.export.layers import is_fused
+
+    if any(is_fused(module) for module in _empty(files).modules()):
+        what = f"{method} has no file format for the experts of this model"
+        raise UsageError(what, where="--quant_method", fix="--quant_method awq, gptq or fp8")
 
 
 def _check_packages(method: str) -> None:
@@ -222,9 +235,17 @@ def _decide_groups(config: ExportConfig, files: ModelFiles) -> ExportConfig:
 
 def input_sizes(files: ModelFiles) -> dict[str, int]:
     """The inputs of every matrix that would be rounded, by its name in the model, without reading a weight."""
+    from swift.export.integers import matrices_of
+    from swift.export.layers import find_layers
+
+    model = _empty(files)
+    return dict(matrices_of(model, find_layers(model)))
+
+
+def _empty(files: ModelFiles) -> Any:
+    """The model without weights, with plain layers where the source's are quantized."""
     import torch
 
-    from swift.export.layers import find_layers
     from swift.models.gguf import as_directory
     from swift.models.load import auto_class, load_config
 
@@ -234,10 +255,7 @@ def input_sizes(files: ModelFiles) -> dict[str, int]:
         if getattr(part, "quantization_config", None) is not None:
             del part.quantization_config
     with torch.device("meta"):
-        model = auto_class(config, path).from_config(config)
-    from swift.export.integers import matrices_of
-
-    return {name: size for name, size in matrices_of(model, find_layers(model)).items()}
+        return auto_class(config, path).from_config(config)
 
 
 def _quantize(

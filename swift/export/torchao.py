@@ -1,8 +1,8 @@
 """torchao's int8 weights (one scale a row, activations stay as they are) in its own safetensors layout, which plain
 transformers reads where torchao is installed; torch.compile makes it fast.
 
-Which matrices: the linear layers outside of embeddings and head. It has no file format for fused experts, so a mixture
-of experts is refused.
+Which matrices: the linear layers outside of embeddings and head. It has no file format for fused experts:
+`swift.export.quantize` refuses those.
 """
 
 from __future__ import annotations
@@ -13,8 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from swift.errors import UsageError
-from swift.export.layers import is_fused
 from swift.export.merge import copy_companions
 from swift.export.quantize import QuantJob, check_shares
 from swift.models.quiet import quiet
@@ -27,9 +25,6 @@ def write(job: QuantJob, model: Any, staging: Path) -> float:
     from transformers import TorchAoConfig
     from transformers.quantizers.auto import AutoHfQuantizer
 
-    if any(is_fused(module) for module in model.modules()):
-        what = "torchao has no file format for the experts of this model"
-        raise UsageError(what, where="--quant_method", fix="--quant_method awq, gptq or fp8")
     head = model.get_output_embeddings()
     kept = [name for name, module in model.named_modules() if module is head]
     total = sum(p.numel() for p in model.parameters())

@@ -17,6 +17,8 @@ import torch
 from swift.errors import ModelFileError
 
 FACTORS = "rope_freqs.weight"  # [head size / 2]: what llama.cpp divides the frequencies by
+# layers of the models that divide attention by the square root of hidden size / heads, not of a head's size
+GEMMA_27B = {"gemma2": 46, "gemma3": 62}
 SCALINGS = ("linear", "yarn")
 
 
@@ -31,6 +33,9 @@ def read_config(path: Path, metadata: Mapping[str, Any], factors: torch.Tensor |
     size = metadata.get(f"{prefix}.attention.key_length")
     if size and hasattr(config, "head_dim"):
         config.head_dim = int(size)
+    if size and hasattr(config, "query_pre_attn_scalar"):  # Gemma: as llama.cpp has it
+        wide = config.num_hidden_layers == GEMMA_27B.get(prefix)
+        config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads if wide else int(size)
     scaling = _scaling(path, metadata, factors, config)
     if scaling:
         rope = dict(config.rope_parameters)

@@ -288,8 +288,8 @@ def forget_quantization(model) -> None:
     for config in (model.config, getattr(model.config, "text_config", None)):
         if config is not None and getattr(config, "quantization_config", None) is not None:
             del config.quantization_config
-    model.is_quantized = False
-    model.hf_quantizer = None
+    model.is_quantized = model.is_loaded_in_4bit = model.is_loaded_in_8bit = False
+    model.quantization_method = model.hf_quantizer = None
 
 
 def _cast_stored(model, dtype: torch.dtype) -> None:

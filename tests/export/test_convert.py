@@ -47,6 +47,23 @@ def test_an_fp8_checkpoint_becomes_plain(tmp_path):
     assert "quantization_config" not in json.loads((tmp_path / "out" / "config.json").read_text())
 
 
+@pytest.mark.parametrize("bits", [4, pytest.param(8, marks=pytest.mark.slow)])
+def test_a_bitsandbytes_checkpoint_becomes_plain(tmp_path, bits):
+    base = tiny.checkpoint(tmp_path / "base", "qwen3")
+    words = ["--quant_method", "bnb", "--quant_bits", bits, "--output_dir", tmp_path / "q"]
+    assert export("--model", base, *words) == 0
+    assert export("--model", tmp_path / "q", "--output_dir", tmp_path / "out", "--torch_dtype", "float32") == 0
+    dense, packed = plain(tmp_path / "out"), plain(tmp_path / "q")
+    assert (dense - packed).norm() / packed.norm() < (1e-3 if bits == 4 else 0.02)  # 8 bits round the inputs too
+    assert (dense - plain(base)).norm() / dense.norm() > 1e-3
+
+
+def test_fp8_is_not_made_of_fp8(tmp_path, capfd):
+    base = tiny.fp8_checkpoint(tmp_path / "base")
+    assert export("--model", base, "--quant_method", "fp8", "--output_dir", tmp_path / "out") == 2
+    assert "already quantized (fp8)" in capfd.readouterr().err and not (tmp_path / "out").exists()
+
+
 def test_an_adapter_goes_back_into_block_fp8(tmp_path):
     """The guide's FP8 release: merged in bfloat16, then the same layout again."""
     base = tiny.fp8_checkpoint(tmp_path / "base")

@@ -58,11 +58,22 @@ def test_a_merge_that_fails_leaves_nothing(tmp_path, capfd):
     assert {path.name for path in tmp_path.iterdir()} == {"base", "adapter"}
 
 
+@pytest.mark.parametrize("place", ["file/out", "/proc/1/out"])
+def test_a_place_that_nothing_can_be_written_to_is_named(tmp_path, place, capfd):
+    base = tiny.checkpoint(tmp_path / "base")
+    (tmp_path / "file").write_text("x")
+    words = ["export", "--model", str(base), "--quant_method", "fp8", "--output_dir", str(tmp_path / place)]
+    assert main(words) == 7
+    err = capfd.readouterr().err
+    assert "can't write: " in err and "--output_dir" in err and "disk space" not in err
+
+
 @pytest.mark.slow
-def test_a_killed_run_leaves_no_result_and_the_next_one_works(tmp_path):
+@pytest.mark.parametrize("method", ["awq", "gptq"])
+def test_a_killed_run_leaves_no_result_and_the_next_one_works(tmp_path, method):
     base = tiny.checkpoint(tmp_path / "base", "qwen3", num_hidden_layers=12)
     out = tmp_path / "out"
-    words = ["--model", str(base), "--quant_method", "awq", "--dataset", str(rows_in(tmp_path)), *map(str, SMALL)]
+    words = ["--model", str(base), "--quant_method", method, "--dataset", str(rows_in(tmp_path)), *map(str, SMALL)]
     command = [sys.executable, "-m", "swift", "export", *words, "--output_dir", str(out)]
     work = tmp_path / f"{runs.STAGING_PREFIX}out-work"
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)

@@ -19,6 +19,7 @@ LLAMA3 = dict(
 @pytest.mark.parametrize(
     "family, rope",
     [
+        ("gemma3_text", None),
         ("qwen3", None),
         ("llama", LLAMA3),
         ("llama", dict(rope_type="linear", factor=4.0)),
@@ -28,6 +29,8 @@ LLAMA3 = dict(
 def test_the_directory_computes_what_the_source_does(tmp_path, monkeypatch, family, rope):
     monkeypatch.setenv("SWIFT_CACHE", str(tmp_path / "cache"))
     changes = {} if rope is None else {"rope_parameters": {"rope_theta": 1e4, **rope}}
+    if family == "gemma3_text":
+        changes = {"query_pre_attn_scalar": 16, "tie_word_embeddings": True}
     base = tiny.checkpoint(tmp_path / "base", family, **changes)
     words = ["--quant_method", "gguf", "--gguf_type", "F32", "--output_dir", str(tmp_path / "out")]
     assert main(["export", "--model", str(base), *words]) == 0
