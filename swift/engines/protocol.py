@@ -242,7 +242,8 @@ class EngineStats:
     `alive`: something is there to answer. `silent` are the seconds since the engine's last sign of life while it has
     work to do, 0 while it has none: an engine that is alive and silent for long hangs. `restarts` counts how often it
     died and was started again, `last_death` says of what. `kv_tokens` of at most `kv_capacity` tokens are in its
-    key/value cache (None: it doesn't know).
+    key/value cache (None: it doesn't know). `kept_tokens` are in it beside those for prompts
+    that begin alike, and `prefix_hits` prompts of ended requests began as an earlier one, in `cached_tokens` tokens.
     """
 
     running: int = 0
@@ -259,6 +260,8 @@ class EngineStats:
     last_death: str | None = None
     kv_tokens: int | None = None
     kv_capacity: int | None = None
+    kept_tokens: int | None = None
+    prefix_hits: int = 0
 
 
 def closed() -> EngineUnavailable:

@@ -216,6 +216,11 @@ class Rows:
         """Tokens that the rows have room for; those of kept beginnings aren't counted, they make way."""
         return sum(row.columns for row in self.all())
 
+    @property
+    def kept(self) -> int:
+        """Tokens of beginnings that are kept."""
+        return self._kept.tokens
+
     def has_room(self, state: GenerationState) -> bool:
         """Whether it can begin: always, where it would be alone."""
         held = self.held
@@ -418,8 +423,12 @@ class Beginnings:
         for key in [key for key in self._strips if key[0] is adapter]:
             del self._strips[key]
 
+    @property
+    def tokens(self) -> int:
+        return sum(strip.done for strip in self._strips.values())
+
     def shrink(self, tokens: int) -> None:
-        held = sum(strip.done for strip in self._strips.values())
+        held = self.tokens
         while held > max(tokens, 0) or len(self._strips) > MOST_KEPT:
             _, strip = self._strips.popitem(last=False)
             held -= strip.done

@@ -54,7 +54,7 @@ class Scheduler:
         self._live: list[GenerationState] = []  # all that have come and haven't ended
         self._under_way: list[GenerationState] = []
         self._beat = time.monotonic()
-        self._held = 0 if ragged is not None else None
+        self._held = self._kept = 0 if ragged is not None else None
         self._closing = False
         self._thread = threading.Thread(target=self._loop, name="swift-pt-engine", daemon=True)
         self._thread.start()
@@ -95,8 +95,8 @@ class Scheduler:
             waiting, busy = len(self._waiting), bool(running or self._waiting or self._calls)
             silent = time.monotonic() - self._beat if busy else 0.0
             live = self._stats.generated_tokens + sum(state.generated for state in self._live if not state.counted)
-            found = replace(self._stats, running=running, waiting=waiting, kv_tokens=self._held, silent=silent)
-            return replace(found, generated_tokens=live, alive=self._thread.is_alive())
+            found = replace(self._stats, running=running, waiting=waiting, silent=silent, generated_tokens=live)
+            return replace(found, kv_tokens=self._held, kept_tokens=self._kept, alive=self._thread.is_alive())
 
     def close(self) -> None:
         """Cancel everything and stop the thread."""
@@ -191,7 +191,8 @@ class Scheduler:
         with self._changed:
             self._under_way = self._states()
             self._live = [state for state in self._live if not state.stream.ended]
-            self._held = self._ragged.held if self._ragged else None
+            if self._ragged:
+                self._held, self._kept = self._ragged.held, self._ragged.kept
 
     def _do_calls(self) -> None:
         while self._calls:
@@ -377,6 +378,7 @@ def _tokens(state: GenerationState) -> dict[str, int]:
         "generated_tokens": state.generated,
         "prompt_tokens": state.prompt_length,
         "cached_tokens": state.cached,
+        "prefix_hits": int(state.cached > 0),
     }
 
 

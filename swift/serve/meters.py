@@ -28,7 +28,11 @@ class Meters:
             "swift_engine_restarts_total", "How often the engine died and was started again.", "counter"
         )
         self.cached = Gauge("swift_engine_cached_tokens_total", "Prompt tokens that weren't computed again.", "counter")
+        self.prompted = Gauge("swift_engine_prompt_tokens_total", "Prompt tokens of ended requests.", "counter")
+        self.hits = Gauge("swift_engine_prefix_hits_total", "Prompts that began as an earlier one.", "counter")
         self.kv_tokens = Gauge("swift_engine_kv_tokens", "Tokens that running requests hold memory for.")
+        self.kv_capacity = Gauge("swift_engine_kv_capacity_tokens", "Tokens that there is memory for (0: unknown).")
+        self.kept = Gauge("swift_engine_kept_tokens", "Tokens kept for prompts that begin alike.")
         self.recent_seconds = 1.0  # moving average of a request's time
         self._last: tuple[float, EngineStats] = (time.monotonic(), EngineStats())
 
@@ -45,7 +49,9 @@ class Meters:
         self.finished.value, self.failed.value = stats.finished, stats.failed
         self.cancelled.value, self.generated.value = stats.cancelled, stats.generated_tokens
         self.restarts.value, self.cached.value = stats.restarts, stats.cached_tokens
-        self.kv_tokens.value = stats.kv_tokens or 0
+        self.prompted.value, self.hits.value = stats.prompt_tokens, stats.prefix_hits
+        self.kv_tokens.value, self.kv_capacity.value = stats.kv_tokens or 0, stats.kv_capacity or 0
+        self.kept.value = stats.kept_tokens or 0
         return page(
             [
                 self.requests,
@@ -62,7 +68,11 @@ class Meters:
                 self.generated,
                 self.restarts,
                 self.cached,
+                self.prompted,
+                self.hits,
                 self.kv_tokens,
+                self.kv_capacity,
+                self.kept,
             ]
         )
 

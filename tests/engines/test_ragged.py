@@ -80,10 +80,13 @@ def test_a_common_beginning_is_computed_once_and_changes_nothing(family, chunk, 
     try:
         results = list(generate_all(engine, [greedy(p, 10) for p in prompts]))
         again = generate(engine, greedy(prompts[0] + list(results[0].token_ids), 5))
+        stats = engine.stats()
     finally:
         engine.close()
+    assert stats.prefix_hits == len(prompts) and 110 <= stats.kept_tokens <= stats.kv_capacity // 16
     assert [list(r.token_ids) for r in results] == [reference(model, p, 10) for p in prompts]
     cached = [r.usage.cached_tokens for r in results]
+    assert stats.cached_tokens == sum(cached) + again.usage.cached_tokens
     assert cached[0] == 0 and all(n >= len(system) for n in cached[1:])
     assert list(again.token_ids) == reference(model, prompts[0] + list(results[0].token_ids), 5)
     assert again.usage.cached_tokens == len(prompts[0]) + 9  # the last token of an answer was never computed
