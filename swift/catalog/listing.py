@@ -11,6 +11,7 @@ import re
 import shutil
 import sys
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 from swift.catalog import status, store
@@ -140,7 +141,7 @@ def _model_row(entry: ModelEntry) -> list[str]:
         "" if entry.thinking == "none" else entry.thinking,
         entry.tools or "",
         entry.license or "",
-        "transformers" if entry.type.native else "remote",
+        ("transformers" if entry.type.family else "") if entry.type.native else "remote",
         "" if entry.hf_id == entry.id else entry.hf_id or "-",
     ]
 
@@ -196,6 +197,19 @@ def models_table(
     rows = [_model_row(entry) for entry in entries]
     footer = text("tables.models_shown", shown=len(entries), known=len(store.models()))
     return f"{table(_header(MODEL_COLUMNS, 'Hugging Face'), rows, width)}\n{footer}\n"
+
+
+def directory_table(path: Path, as_json: bool = False, width: int | None = None) -> str:
+    """What is known of the model in a directory, by its config.json: the row of `models_table`, and in words what
+    runs it. UsageError where no model is.
+    """
+    entry, architecture, brings_code = store.entry_of(path)
+    if as_json:
+        return json.dumps([_model_json(entry)], ensure_ascii=False, indent=1) + "\n"
+    known = status_of(entry) is not None or (entry.type.family and entry.type.native)
+    key = "directory_own_code" if brings_code else "directory_known" if known else "directory_unknown"
+    said = text(f"tables.{key}", architecture=architecture)
+    return f"{table(_header(MODEL_COLUMNS), [_model_row(entry)[:-1]], width)}\n{said}\n"
 
 
 def _dataset_row(entry: DatasetEntry) -> list[str]:
@@ -264,6 +278,9 @@ def list_models(config: Any) -> int:
     listing = config.listing
     width = None if listing.json else _terminal_width()
     query = " ".join(listing.query) or None
+    if query and Path(query).is_dir():
+        print(directory_table(Path(query), listing.json, width), end="")
+        return 0
     table = models_table(
         query, listing.family, listing.modality, listing.size, listing.json, width=width, verified=listing.verified
     )

@@ -7,15 +7,18 @@ never an error: a local directory needs no catalog.
 from __future__ import annotations
 
 import difflib
+import json
 import re
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from functools import cache
 from pathlib import Path, PurePath
 from typing import Any, NamedTuple
 
-from swift.catalog.entries import DatasetEntry, FamilyEntry, ModelEntry, read_datasets, read_models
+from swift.catalog.entries import DatasetEntry, FamilyEntry, ModelEntry, read_datasets, read_model_line, read_models
 from swift.catalog.registered import REGISTERED
+from swift.errors import UsageError
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -113,6 +116,27 @@ def find_by_architecture(architecture: str | None, model_type: str | None = None
         fitting = same or (fitting if not any(k.config_types for k in fitting) else [])
         fitting.sort(key=lambda k: (k.name != model_type, k.task != "chat"))
     return fitting[0] if fitting else None
+
+
+def entry_of(path: Path) -> tuple[ModelEntry, str, bool]:
+    """(an entry for the model in directory `path`, its class, whether that comes as Python files beside the weights).
+
+    The entry's type is the catalog's where config.json names one of its architectures, else one of that name without a
+    family. UsageError without a config.json that says what the model is.
+    """
+    try:
+        config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+        kind, named = config.get("model_type"), config.get("architectures") or [config.get("model_type")]
+    except (OSError, ValueError, AttributeError):
+        kind, named = None, [None]
+    if named[0] is None:
+        raise UsageError("no model: there is no config.json that names one", where=str(path))
+    own = isinstance(config.get("auto_map"), dict)
+    known = find_by_architecture(named[0], kind)
+    if known is None:
+        facts = {"architectures": named[:1], "config_types": [kind or ""], "native": not own, "models": ""}
+        ((known, _),) = read_models("", {kind or named[0]: facts})
+    return replace(read_model_line(f"- {path.resolve().name}", known), name=str(path), hf_id=None), str(named[0]), own
 
 
 def _matches(words: list[str], *texts: str | None) -> bool:

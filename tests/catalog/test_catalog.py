@@ -8,10 +8,17 @@ import time
 import pytest
 
 from swift import catalog
-from swift.catalog import entries, listing, store, validate
+from swift.catalog import entries, listing, status, store, validate
 from swift.errors import UsageError
 from swift.i18n import display_width
 from tests.assets import ASSETS
+
+# whose documentation names another architecture's checkpoint, one that is listed with its publisher's code, or none
+NO_CHECKPOINT_OF_THEIR_OWN = {
+    *("ernie4_5", "granite4_vision", "granitemoeshared", "glm46v", "glmga", "instructblipvideo", "kimi_k25"),
+    *("kyutai_speech_to_text", "ministral", "ministral3", "phi4_multimodal", "phimoe", "roberta-prelayernorm"),
+    *("vision-encoder-decoder", "xlm-roberta"),
+}
 
 
 def test_files_are_valid():
@@ -201,6 +208,31 @@ def test_columns_line_up_with_wide_characters():
 def test_size_filter(size, fits):
     found = json.loads(listing.models_table(size=size, as_json=True))
     assert found and all(fits(entry["parameters"]) for entry in found)
+
+
+def test_a_directory_is_told_by_its_config(tmp_path):
+    def say(**config: object) -> str:
+        (tmp_path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        return listing.directory_table(tmp_path)
+
+    with pytest.raises(UsageError, match="no config.json"):
+        listing.directory_table(tmp_path)
+    known = say(model_type="qwen3", architectures=["Qwen3ForCausalLM"])
+    assert str(tmp_path) in known and "qwen3" in known and "is a class of transformers" in known
+    unknown = say(model_type="frobnicate", architectures=["FrobForCausalLM"])
+    assert "frobnicate" in unknown and "FrobForCausalLM is neither in the catalog" in unknown
+    own = say(model_type="frobnicate", architectures=["FrobForCausalLM"], auto_map={"AutoModel": "frob.Frob"})
+    assert "--trust_remote_code true" in own and "remote" in own
+
+
+def test_every_architecture_of_transformers_that_answers_has_an_entry():
+    auto = pytest.importorskip("transformers.models.auto.modeling_auto")
+    tables = (auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES, auto.MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES)
+    names = {kind: name for table in tables for kind, name in table.items() if kind not in status.BY_DESIGN}
+    listed = {name for kind in catalog.model_types() for name in kind.architectures}
+    parts = {kind for kind in names if kind.endswith(("_text", "_thinker"))}  # of whole models, which are listed
+    left = {kind for kind, name in names.items() if name not in listed} - parts
+    assert left <= NO_CHECKPOINT_OF_THEIR_OWN
 
 
 def test_json_and_wrong_queries():
