@@ -30,6 +30,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, default=ROOT / ".matrix")
     parser.add_argument("--status", type=Path, default=ROOT / "swift" / "catalog" / "architectures.toml")
     options = parser.parse_args()
+    runner.let_torchvision_in()
     wanted = [name for name in options.only.split(",") if name] or runner.architectures()
     unknown = set(wanted) - set(runner.architectures())
     if unknown:
