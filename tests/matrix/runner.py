@@ -5,6 +5,7 @@ Promises: a child that hangs or dies takes nothing with it; what it had reported
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import shutil
@@ -84,7 +85,8 @@ def run_all(
             shutil.rmtree(child.root, ignore_errors=True)
 
 
-def let_torchvision_in() -> None:
+@functools.cache
+def let_torchvision_in() -> Any:
     """Without its operators torchvision can't be imported: its build for CUDA beside a torch for CPUs has none. Images
     and videos need none of them.
     """
@@ -93,11 +95,11 @@ def let_torchvision_in() -> None:
     import torch
 
     if importlib.util.find_spec("torchvision") is None or torch.version.cuda:
-        return
-    global _operators
-    _operators = torch.library.Library("torchvision", "DEF")
-    _operators.define("nms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _operators.define("qnms(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+        return None
+    operators = torch.library.Library("torchvision", "DEF")
+    for name in ("nms", "qnms"):
+        operators.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
+    return operators  # which are there for as long as this is
 
 
 def _load_libraries() -> None:
