@@ -145,9 +145,20 @@ def _collect(
             _check_fixed(name, raw, flag)
         elif name in PLANNED:
             _check_off(name, raw, flag)
-        else:
+        elif not _off_elsewhere(name, raw):
             raise unknown(name, lookup, flag)
     return result
+
+
+def _off_elsewhere(name: str, raw: Any) -> bool:
+    """Whether an option that only other commands have, and that is off there by itself, is typed to be off."""
+    from swift.config.registry import commands_taking, option_of
+
+    words = _words(raw)
+    if not words or any(word not in FALSE for word in words):
+        return False
+    specs = [option_of(command, name) for command in commands_taking(name)]
+    return bool(specs) and all(spec.kind == "bool" and spec.default is False for spec in specs)
 
 
 def _require(meant: Mapping[str, Any], specs: Mapping[str, Spec], name: str, flag: str) -> None:

@@ -66,6 +66,12 @@ def load(reference: str) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
+def option_of(command: str, option: str) -> Any:
+    """The `Spec` of a command's option of this name, or with this alias."""
+    specs = load(COMMANDS[command].config).specs()
+    return specs.get(option) or next(spec for spec in specs.values() if option in spec.aliases)
+
+
 def commands_taking(option: str) -> list[str]:
     """The built commands that have an option of this name."""
     found = []

@@ -106,6 +106,13 @@ def test_off_is_fine_for_what_is_not_built_and_on_is_an_error():
         sft("--safe_serialization", "false")
 
 
+def test_off_is_fine_for_what_other_commands_do():
+    assert parse(InferConfig, ["--streaming", "false", "--lazy_tokenize", "false"]).config == InferConfig()
+    for words in (["--streaming", "true"], ["--padding_free", "false"], ["--num_train_epochs", "0"]):
+        with pytest.raises(UsageError, match="unknown option"):
+            parse(InferConfig, words)
+
+
 @pytest.mark.parametrize("suffix", [".yaml", ".json"])
 def test_config_file_env_and_precedence(tmp_path, suffix):
     file = tmp_path / f"run{suffix}"
