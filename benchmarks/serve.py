@@ -1,7 +1,7 @@
 """Serving figures: swift's pt engine beside other ways to answer the same requests on the same core.
 
     make bench-serve MODEL=DIR
-    python benchmarks/serve.py --model DIR --engines swift static one_by_one llama.cpp --llama_python PYTHON
+    python benchmarks/serve.py --model DIR --engines swift vllm llama.cpp --gguf FILE --python vllm=PATH llama.cpp=PATH
 
 Every engine runs in a process of its own with one computing thread, and its clock is the CPU-seconds of that process
 after loading, so a busy machine changes little. `requests` requests with ragged prompts and answers, of which at most
@@ -10,7 +10,12 @@ after loading, so a busy machine changes little. `requests` requests with ragged
     swift       the pt engine as `swift deploy` runs it
     static      transformers' `generate` on left-padded batches of `concurrent` requests in order of arrival
     one_by_one  transformers' `generate`, one request after another: what ms-swift's default (pt, max_batch_size 1) does
-    llama.cpp   llama-cpp-python's llama_decode with as many sequences, on a BF16 file made of the packaged GGUF
+    llama.cpp   llama-cpp-python's llama_decode with as many sequences, on a BF16 (float32: F16) file of the GGUF
+    vllm        vLLM's engine in one process (VLLM_ENABLE_V1_MULTIPROCESSING=0), eager
+    openvino    OpenVINO GenAI's ContinuousBatchingPipeline on the same kind of file as llama.cpp
+    ms_swift    ms-swift's default engine (TransformersEngine, max_batch_size 1), one request after another
+
+Each foreign engine has a Python of its own: --python vllm=PATH openvino=PATH ms_swift=PATH llama.cpp=PATH.
 
 A first token counts when its reader can have it: for `static` that is when the whole batch is done, and beside it
 stands when `generate` had computed it.
@@ -29,7 +34,14 @@ import time
 from pathlib import Path
 from typing import Any
 
-ENGINES = ("swift", "static", "one_by_one", "llama.cpp")
+ALONE = ("one_by_one", "ms_swift")  # these answer one after the other, however many ask
+GGUF_TYPES = {"bfloat16": 32, "float32": 1}  # BF16, and F16, by the numbers of llama.cpp
+VLLM_ENV = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+}
 clock = time.process_time
 
 
@@ -189,6 +201,119 @@ def run_llama(args: argparse.Namespace, requests: list[tuple[list[int], int]]) -
     return result(clock() - start, [first[i] for i in sorted(first)], [answers[i] for i in sorted(answers)])
 
 
+def serve(args: argparse.Namespace, requests: Any, add: Any, step: Any) -> dict[str, Any]:
+    """Keep `concurrent` requests in an engine that is driven by hand: `add(i, prompt, length)`, and `step()` gives
+    (i, new token ids, whether it has ended) of those that have moved.
+    """
+    waiting, running = list(range(len(requests)))[::-1], 0
+    began: dict[int, float] = {}
+    first: dict[int, float] = {}
+    answers: dict[int, list[int]] = {}
+    start = clock()
+    while waiting or running:
+        while waiting and running < args.concurrent:
+            i = waiting.pop()
+            began[i], answers[i] = clock(), []
+            add(i, *requests[i])
+            running += 1
+        for i, ids, ended in step():
+            if ids:
+                first.setdefault(i, clock() - began[i])
+                answers[i] += ids
+            running -= ended
+    return result(clock() - start, [first[i] for i in sorted(first)], [answers[i] for i in sorted(answers)])
+
+
+def run_vllm(args: argparse.Namespace, requests: list[tuple[list[int], int]]) -> dict[str, Any]:
+    from vllm import EngineArgs, LLMEngine, SamplingParams
+    from vllm.sampling_params import RequestOutputKind
+
+    settings = EngineArgs(
+        args.model, dtype=args.dtype, max_model_len=768, max_num_seqs=args.concurrent, enforce_eager=True, seed=0
+    )
+    engine = LLMEngine.from_engine_args(settings)
+
+    def add(i: int, prompt: list[int], length: int) -> None:
+        wanted = SamplingParams(temperature=0, max_tokens=length, ignore_eos=True, detokenize=False)
+        wanted.output_kind = RequestOutputKind.DELTA
+        engine.add_request(str(i), {"prompt_token_ids": prompt}, wanted)
+
+    def step() -> Any:
+        for output in engine.step():
+            yield int(output.request_id), list(output.outputs[0].token_ids), output.finished
+
+    return serve(args, requests, add, step)
+
+
+def run_openvino(args: argparse.Namespace, requests: list[tuple[list[int], int]]) -> dict[str, Any]:
+    import numpy
+    import openvino
+    from openvino_genai import ContinuousBatchingPipeline, GenerationConfig, SchedulerConfig
+
+    scheduler = SchedulerConfig()
+    scheduler.max_num_seqs, scheduler.cache_size, scheduler.enable_prefix_caching = args.concurrent, 2, False
+    hints = {"INFERENCE_NUM_THREADS": 1, "INFERENCE_PRECISION_HINT": "f32", "KV_CACHE_PRECISION": "f32"}
+    engine = ContinuousBatchingPipeline(args.gguf, scheduler, "CPU", hints if args.dtype == "float32" else {})
+    handles: dict[int, Any] = {}
+
+    def add(i: int, prompt: list[int], length: int) -> None:
+        wanted = GenerationConfig(max_new_tokens=length, ignore_eos=True, do_sample=False)
+        handles[i] = engine.add_request(i, openvino.Tensor(numpy.array([prompt], dtype=numpy.int64)), wanted)
+
+    def step() -> Any:
+        engine.step()
+        for i, handle in list(handles.items()):
+            while handle.can_read():
+                (output,) = handle.read().values()
+                ended = output.finish_reason.name != "NONE"
+                if ended:
+                    del handles[i]
+                yield i, list(output.generated_ids), ended
+
+    return serve(args, requests, add, step)
+
+
+def run_ms_swift(args: argparse.Namespace, requests: list[tuple[list[int], int]]) -> dict[str, Any]:
+    """The same token ids: its template is passed over, the rest is its own. An end token ends an answer early."""
+    import torch
+    from swift.infer_engine import InferRequest, RequestConfig, TransformersEngine
+
+    torch.set_num_threads(1)
+    engine = TransformersEngine(args.model, torch_dtype=getattr(torch, args.dtype))
+    own, prompts = engine._batch_encode, {str(i): ids for i, (ids, _) in enumerate(requests)}
+
+    def encode(infer_requests: Any, *given: Any, **named: Any) -> Any:
+        inputs, errors = own(infer_requests, *given, **named)
+        for request, one in zip(infer_requests, inputs, strict=True):
+            one["input_ids"] = prompts[request.messages[-1]["content"]]
+            one.pop("attention_mask", None)
+        return inputs, errors
+
+    engine._batch_encode = encode
+    first, answers, start = [], [], clock()
+    for i, (_, length) in enumerate(requests[: args.few]):
+        begin, got, seen = clock(), [], 0.0
+        asked = InferRequest(messages=[{"role": "user", "content": str(i)}])
+        config = RequestConfig(max_tokens=length, temperature=0, stream=True, return_details=True)
+        for chunk in engine.infer([asked], config)[0]:
+            seen = seen or clock() - begin
+            got = chunk
+        first.append(seen)
+        answers.append([0] * got.usage.completion_tokens)
+    return result(clock() - start, first, answers)
+
+
+ENGINES = {
+    "swift": run_swift,
+    "static": run_static,
+    "one_by_one": run_one_by_one,
+    "llama.cpp": run_llama,
+    "vllm": run_vllm,
+    "openvino": run_openvino,
+    "ms_swift": run_ms_swift,
+}
+
+
 def result(seconds: float, first: list[float], answers: list[list[int]]) -> dict[str, Any]:
     tokens = sum(map(len, answers))
     return {"seconds": seconds, "tokens": tokens, "rate": tokens / seconds, "first": tails(first), "answers": answers}
@@ -200,11 +325,11 @@ def tails(values: list[float]) -> tuple[float, float]:
     return statistics.median(ordered), ordered[min(len(ordered) - 1, int(0.99 * len(ordered)))]
 
 
-def make_gguf(python: str, source: str, target: Path) -> None:
-    """The packaged GGUF as BF16: same file format, for speed only."""
+def make_gguf(python: str, source: str, target: Path, kind: int) -> None:
+    """The packaged GGUF as another type: same file format, for speed only."""
     code = (
         "import llama_cpp, sys; p = llama_cpp.llama_model_quantize_default_params(); p.allow_requantize = True;"
-        "p.ftype = 32; assert llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), p) == 0"
+        f"p.ftype = {kind}; assert llama_cpp.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), p) == 0"
     )
     subprocess.run([python, "-c", code, source, str(target)], check=True, capture_output=True)
 
@@ -233,7 +358,7 @@ def main() -> None:
     parser.add_argument("--temperature", type=float, default=0.0)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--gguf", help="the GGUF of the same model, for llama.cpp")
-    parser.add_argument("--llama_python", default=sys.executable)
+    parser.add_argument("--python", nargs="*", default=[], metavar="ENGINE=PATH")
     parser.add_argument("--work", default="/tmp/bench-serve")
     parser.add_argument("--child", nargs=3, metavar=("ENGINE", "DTYPE", "CONCURRENT"))
     args = parser.parse_args()
@@ -244,15 +369,19 @@ def main() -> None:
         engine, args.dtype, concurrent = args.child
         args.concurrent = int(concurrent)
         args.requests = min(args.requests, {1: args.few}.get(args.concurrent, args.requests))
-        run = {"swift": run_swift, "static": run_static, "one_by_one": run_one_by_one, "llama.cpp": run_llama}[engine]
-        (work / "result.json").write_text(json.dumps(run(args, workload(args))))
+        args.gguf = str(gguf_of(work, args.dtype))
+        (work / "result.json").write_text(json.dumps(ENGINES[engine](args, workload(args))))
         return
     text_tokens(args.model, args.tokens)
-    if "llama.cpp" in args.engines:
-        source, args.gguf = args.gguf, str(work / "bf16.gguf")
-        if not Path(args.gguf).is_file():
-            make_gguf(args.llama_python, source, Path(args.gguf))
+    args.pythons = dict(pair.split("=", 1) for pair in args.python)
+    for dtype in args.dtypes if {"llama.cpp", "openvino"} & {*args.engines} else ():
+        if not gguf_of(work, dtype).is_file():
+            make_gguf(args.pythons["llama.cpp"], args.gguf, gguf_of(work, dtype), GGUF_TYPES[dtype])
     compare(args, work)
+
+
+def gguf_of(work: Path, dtype: str) -> Path:
+    return work / f"{dtype}.gguf"
 
 
 def compare(args: argparse.Namespace, work: Path) -> None:
@@ -261,30 +390,29 @@ def compare(args: argparse.Namespace, work: Path) -> None:
     for dtype in args.dtypes:
         wanted: list[list[int]] = []
         for engine in sorted(args.engines, key=lambda e: e != "one_by_one"):
-            if engine == "llama.cpp" and dtype != "bfloat16":
-                continue
-            for concurrent in [args.concurrents[-1]] if engine == "one_by_one" else args.concurrents:
+            for concurrent in args.concurrents[-1:] if engine in ALONE else args.concurrents:
                 found = child(args, engine, dtype, concurrent, work)
                 if engine == "one_by_one":
                     wanted = found["answers"]
                 first = "{:.2f} / {:.2f}".format(*found["first"])
                 if engine == "static" and concurrent > 1:
                     first += " (computed {:.2f} / {:.2f})".format(*found["computed"])
-                agree = same(found["answers"], wanted) if wanted else ""
+                agree = same(found["answers"], wanted) if wanted and engine != "ms_swift" else ""
                 print(f"| {engine} | {dtype} | {concurrent} | {found['rate']:.1f} | {first} | {agree} |", flush=True)
 
 
 def child(args: argparse.Namespace, engine: str, dtype: str, concurrent: int, work: Path) -> dict[str, Any]:
-    python = args.llama_python if engine == "llama.cpp" else sys.executable
+    python = args.pythons.get(engine, sys.executable)
     given = ["--model", args.model, "--work", args.work, "--requests", str(args.requests), "--few", str(args.few)]
-    given += ["--temperature", str(args.temperature), "--seed", str(args.seed), "--gguf", args.gguf or ""]
-    root = str(Path(__file__).resolve().parents[1])
-    subprocess.run(
-        [python, __file__, *given, "--child", engine, dtype, str(concurrent)],
-        check=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": root},
-        stderr=subprocess.DEVNULL if engine != "swift" else None,
-    )
+    given += ["--temperature", str(args.temperature), "--seed", str(args.seed)]
+    paths = {"PYTHONPATH": "" if engine == "ms_swift" else str(Path(__file__).resolve().parents[1])}
+    with open(work / f"{engine}.err", "w") as errors:
+        subprocess.run(
+            [python, __file__, *given, "--child", engine, dtype, str(concurrent)],
+            check=True,
+            env={**os.environ, "OMP_NUM_THREADS": "1", **(VLLM_ENV if engine == "vllm" else {}), **paths},
+            stderr=errors if engine != "swift" else None,
+        )
     return json.loads((work / "result.json").read_text())
 
 

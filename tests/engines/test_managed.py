@@ -4,6 +4,7 @@ ready, dying again and again. Requests end with an error at once, the log says w
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 import time
+from pathlib import Path
 
 import httpx
 import openai
@@ -18,9 +20,10 @@ import pytest
 
 from swift.engines import server as managed
 from swift.engines.protocol import EngineUnavailable, GenerationRequest, Sampling, generate, generate_all
+from swift.environments import find
 from tests import tiny
 from tests.engines import standin
-from tests.engines.test_contract import built, wait_until
+from tests.engines.test_contract import REAL, built, wait_until
 from tests.test_children import alive
 
 
@@ -190,3 +193,45 @@ def test_deploy_tells_its_clients_and_health_the_truth(deployed):
     process.kill()  # as the kernel does when memory runs out
     process.wait()
     wait_until(lambda: not alive(second))
+
+
+def descendants(pid: int) -> list[int]:
+    """All processes that `pid` has started, and that those have started."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    found, new = [], [pid]
+    while new:
+        new = [child for child, parent in parents.items() if parent in new]
+        found += new
+    return found
+
+
+@pytest.mark.slow
+def test_vllm_itself_killed_while_it_answers(tmp_path, monkeypatch):
+    if find("vllm") is None:
+        pytest.skip("there is no environment for vLLM: swift env create vllm")
+    monkeypatch.setenv("SWIFT_LOG_DIR", str(tmp_path))
+    words = ("--infer_backend", "vllm", "--model", REAL, "--torch_dtype", "float32", "--max_model_len", "1024")
+    engine = built(*words, "--vllm_enforce_eager", "true", "--vllm_max_num_seqs", "8")
+    try:
+        started = [engine.server.pid, *descendants(engine.server.pid)]
+        assert len(started) > 1  # vLLM's engine is a process of its own
+        streams = [engine.submit(ask(900)) for _ in range(6)]
+        for stream in streams:
+            next(stream)
+        began = time.monotonic()
+        os.kill(engine.server.pid, signal.SIGKILL)
+        for stream in streams:
+            with pytest.raises(EngineUnavailable, match="vllm"):
+                list(stream)
+        assert time.monotonic() - began < 20
+        assert not engine.stats().alive
+        wait_until(lambda: not any(map(alive, started)), 60)
+        wait_until(lambda: engine.server.alive, 1800)
+        assert generate(engine, ask(4)).usage.completion_tokens == 4 and engine.stats().restarts == 1
+        started = [engine.server.pid, *descendants(engine.server.pid)]
+    finally:
+        engine.close()
+    wait_until(lambda: not any(map(alive, started)), 60)
