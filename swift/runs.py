@@ -25,8 +25,8 @@ MANIFEST = "manifest.json"
 ARGS = "args.json"
 LOG = "logging.jsonl"
 STAGING_PREFIX = ".writing-"
-JOB_VARIABLE = "SWIFT_JOB_DIR"  # set by whoever starts a command and wants to know what it writes
-JOB_RUN = "run_directory.txt"
+JOB_VARIABLE = "SWIFT_JOB_DIR"  # set by whoever starts a command and wants to know what comes of it
+JOB_TOLD = "told.json"
 
 
 def fsync_dir(path: Path) -> None:
@@ -181,11 +181,25 @@ def create_run_dir(output_dir: Path, add_version: bool = True, now: float | None
             number += 1
 
 
-def announce(run_dir: Path) -> None:
-    """Leave the name of the run directory in the directory of the job that this process is, where it is one."""
+def announce(**made: Path | str) -> None:
+    """Tell whoever started this command as a job what it makes: `run`, `model`, `report` (paths), `address`.
+
+    It stands in the job's directory as JSON, so that nobody has to read it out of a log, whose words have a language.
+    """
     job = Path(os.environ.get(JOB_VARIABLE, ""))
-    if job.is_absolute() and job.is_dir():
-        write_text(job / JOB_RUN, str(run_dir))
+    if not job.is_absolute() or not job.is_dir():
+        return
+    told = {name: str(value.absolute()) if isinstance(value, Path) else value for name, value in made.items()}
+    write_json(job / JOB_TOLD, {**announced(job), **told})
+
+
+def announced(job: Path) -> dict[str, str]:
+    """What the command of a job's directory has told; {} where it has told nothing."""
+    try:
+        told = json.loads((job / JOB_TOLD).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return {name: value for name, value in told.items() if isinstance(value, str)} if isinstance(told, dict) else {}
 
 
 def read_args(path: Path) -> dict[str, Any] | None:

@@ -27,6 +27,7 @@ log = logging.getLogger("swift")
 
 MOST_RESTARTS, RESTART_WINDOW = 3, 600.0
 PROGRESS_SECONDS = 15.0
+WARNED = re.compile(r"\bWARN(ING)?\b")
 BLAME = re.compile(r"\b\w*(Error|Exception): .*|\berror: .*")
 
 
@@ -173,9 +174,13 @@ def last_line(output: str) -> str:
 
 
 def blame(output: str) -> str:
-    """The lines of a log that say what went wrong: the first and the last that state an error, else the last ten."""
+    """The lines of a log that say what went wrong: the first and the last that state an error, else the last ten.
+
+    A warning that speaks of an error is none.
+    """
     lines = [line.rstrip() for line in output.splitlines() if line.strip()]
-    named = list(dict.fromkeys(found[0] for line in lines if (found := BLAME.search(line))))
+    errors = (BLAME.search(line) for line in lines if not WARNED.search(line))
+    named = list(dict.fromkeys(found[0] for found in errors if found))
     chosen = [named[0], *named[1:][-1:]] if named else lines[-10:]
     return "\n".join(f"    {line[:400]}" for line in chosen)
 

@@ -23,6 +23,7 @@ from swift.evaluate.data import Documents, load_documents
 from swift.evaluate.plans import Wanted, wanted
 from swift.evaluate.results import BenchmarkResult
 from swift.evaluate.run import finish, open_run
+from swift.runs import announce
 from swift.say import speak
 
 log = logging.getLogger("swift")
@@ -173,6 +174,7 @@ def report(config: EvalConfig, folder: Path, facts: Mapping[str, Any], results: 
 
         print(f"\n{compare_runs(Path(other), folder).text()}")
     log.info("report in %s", folder / "report.html")
+    announce(report=folder / "report.html")
     return 0
 
 

@@ -79,6 +79,7 @@ def _convert(
         save_args(staging, "export", config.replace(gone, "decided", "converted"), converted_from=facts)
         runs.commit_dir(staging, out.absolute(), kind="converted_model", **facts)
     log.info("converted model: %s", out)
+    runs.announce(model=out)
 
 
 def _write(config: ExportConfig, job: Any, plan: Any, staging: Path) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from swift.config.commands import ExportConfig
 from swift.config.record import explain, inherit, save_args
 from swift.errors import UsageError
 from swift.hub import AdapterFiles, LocalModel, ModelFiles, check_adapter_files, check_model_files, resolve_options
-from swift.runs import file_digest
+from swift.runs import announce, file_digest
 from swift.say import speak
 
 log = logging.getLogger("swift")
@@ -238,6 +238,7 @@ def merge_adapters(config: ExportConfig, model: LocalModel, files: ModelFiles, a
 
     merge(job, complete)
     log.info("merged model: %s", out)
+    announce(model=out)
     return out
 
 

@@ -286,6 +286,7 @@ def _quantize(
         runs.commit_dir(staging, out.absolute(), kind="quantized_model", **lineage(model, adapters))
     shutil.rmtree(work, ignore_errors=True)
     log.info("quantized model: %s", out)
+    runs.announce(model=out)
 
 
 def stored_as(files: ModelFiles) -> str:

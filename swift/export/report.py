@@ -19,6 +19,8 @@ from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from swift.errors import ExportError
 from swift.hub.resources import human_bytes
+from swift.i18n import display_width, pad
+from swift.i18n.said import said
 
 DECODED = 32  # tokens generated to take the speed
 MOST_INCREASE = {32: 0.01, 16: 0.01, 8: 0.1, 6: 0.1, 5: 0.3, 4: 0.5}  # of the perplexity; other widths: 1.0
@@ -88,13 +90,12 @@ class Report:
         return f"{self.method}, {self.bits} bits{group}"
 
     def lines(self) -> list[str]:
-        rows = [("", "source", self.name()), *self.rows()]
-        wide, narrow = (max(len(row[i]) for row in rows) for i in (0, 1))
-        head = (
-            f"proof on {self.positions} positions ({self.held_out}); {100 * self.quantized_share:.0f} % of the weights"
-        )
-        became = f"are {self.kind}" if self.kind else "are quantized"
-        return [f"{head} {became}:", *(f"  {a:<{wide}}  {b:<{narrow}}  {c}" for a, b, c in rows)]
+        """The table for a terminal, in the language of whoever reads."""
+        rows = [[said(cell) for cell in row] for row in (("", "source", self.name()), *self.rows())]
+        wide, narrow = (max(display_width(row[i]) for row in rows) for i in (0, 1))
+        share, became = f"{100 * self.quantized_share:.0f}", self.kind or "quantized"
+        head = f"proof on {self.positions} positions ({self.held_out}); {share} % of the weights are {became}:"
+        return [said(head), *(f"  {pad(a, wide)}  {pad(b, narrow)}  {c}" for a, b, c in rows)]
 
     def markdown(self) -> str:
         rows = "".join(f"| {a} | {b} | {c} |\n" for a, b, c in self.rows())

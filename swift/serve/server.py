@@ -12,6 +12,7 @@ from typing import Any
 import uvicorn
 
 from swift.config.serving import ServingOptions
+from swift.runs import announce
 from swift.serve.app import create_app
 from swift.serve.service import Service
 
@@ -39,7 +40,9 @@ class Server(uvicorn.Server):
             host, port = listener.getsockname()[:2]
             scheme = "https" if self.config.is_ssl else "http"
             names = ", ".join((*self._service.settings.names, *self._service.engine.capabilities.adapters))
-            log.info("serving %s at %s://%s:%s/v1", names, scheme, f"[{host}]" if ":" in host else host, port)
+            place = f"{scheme}://{f'[{host}]' if ':' in host else host}:{port}"
+            log.info("serving %s at %s/v1", names, place)
+            announce(address=place)
 
     async def _log_lines(self) -> None:
         while True:

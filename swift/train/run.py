@@ -311,7 +311,7 @@ def _make_run_dir(setup: Setup, model: Any, examples: Examples) -> Path:
         run_dir = runs.create_run_dir(output_dir, config.saving.add_version).resolve()
         _refuse_used(run_dir)
     log.info("run directory: %s", run_dir)
-    runs.announce(run_dir)
+    runs.announce(run=run_dir)
     save_options(run_dir, setup)
     examples.save(run_dir)
     manifest.begin(run_dir, setup, examples, elastic.job_id())

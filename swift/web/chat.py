@@ -25,10 +25,10 @@ from swift.engines.http import HttpEngine
 from swift.engines.protocol import EngineUnavailable, GenerationRequest, Sampling
 from swift.errors import ResourceError, UsageError
 from swift.i18n.said import error_said
+from swift.runs import JOB_VARIABLE, announced
 from swift.web import forms, supervise
 from swift.web.files import read_json, tail
 
-SERVED_AT = re.compile(r"serving (.+) at (https?://\S+)/v1$", re.MULTILINE)
 ADDRESS = re.compile(r"https?://", re.IGNORECASE)
 OWN = ("host", "port", "api_key", "ssl_keyfile", "ssl_certfile", "served_model_name", "log_level", "verbose")
 FORGOTTEN_SECONDS = 60.0
@@ -81,7 +81,8 @@ class Server:
             config.touch(mode=0o600)
             config.write_text(json.dumps({"host": "127.0.0.1", "port": 0, "api_key": self._key}))
             words = [sys.executable, "-m", "swift", argv[0], "--config", str(config), *argv[1:]]
-            self._child = Child(words, folder / "output.log", grace=5.0)
+            env = {JOB_VARIABLE: str(folder.resolve())}
+            self._child = Child(words, folder / "output.log", env, grace=5.0)
 
     def state(self) -> tuple[str, str]:
         """(loading, ready, failed; the end of what the server has said)."""
@@ -96,9 +97,7 @@ class Server:
     def _find(self) -> bool:
         """Whether the child has said where it listens."""
         if not self._address and self._child is not None:
-            found = SERVED_AT.search(self._child.output())
-            if found:
-                self._address = found[2]
+            self._address = announced(self._folder).get("address", "")
         return bool(self._address)
 
     def engine(self) -> HttpEngine:

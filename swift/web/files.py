@@ -23,16 +23,6 @@ def read_json(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def read_start(path: Path, size: int) -> str:
-    try:
-        if not path.is_file():
-            return ""
-        with open(path, "rb") as file:
-            return file.read(size).decode("utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
 def read_end(path: Path, size: int) -> tuple[str, bool]:
     """The last `size` bytes from a line's beginning on, and whether something before them was left out."""
     try:

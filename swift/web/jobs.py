@@ -21,15 +21,14 @@ from typing import Any
 
 from swift.errors import UsageError
 from swift.i18n import language
-from swift.runs import JOB_RUN, JOB_VARIABLE, disk_error, write_json
+from swift.runs import JOB_VARIABLE, announced, disk_error, write_json
 from swift.web import supervise
-from swift.web.files import read_json, read_start
+from swift.web.files import read_json
 from swift.web.forms import SECRETS
 
 RECORD = "job.json"
 STOP_SECONDS = 60.0
 NAME = re.compile(r"\d{8}-\d{6}-[a-z0-9-]+-\d+")
-LONGEST_PATH = 4096  # bytes
 LOST_SECONDS = 10.0  # a job whose supervisor has not said a word after this long was never started
 
 
@@ -64,10 +63,9 @@ class Job:
     def log(self) -> Path:
         return self.path / supervise.OUTPUT
 
-    def run_dir(self) -> Path | None:
-        """The run directory that the command writes, once it has made one."""
-        found = read_start(self.path / JOB_RUN, LONGEST_PATH).strip()
-        return self.cwd / found if found else None
+    def told(self) -> dict[str, str]:
+        """What the command has told of what it makes: see `swift.runs.announce`."""
+        return announced(self.path)
 
 
 def _without_secrets(argv: Sequence[str]) -> list[str]:

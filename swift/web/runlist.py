@@ -117,11 +117,11 @@ class RunList:
 
 def _run_dir_of(job: Job) -> Path | None:
     """The run directory that a job says it writes, if it looks like one."""
-    path = job.run_dir()
-    if path is None:
+    told = job.told().get("run")
+    if told is None:
         return None
     try:
-        path = path.resolve()
+        path = Path(told).resolve()
         return path if path.is_dir() else None
     except (OSError, ValueError):
         return None

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import os
-import re
 import time
 from pathlib import Path
 from typing import Any
@@ -23,9 +22,6 @@ TABS = {"export": "export", "merge-lora": "export", "deploy": "deploy", "eval": 
 REPORT_BYTES = 4 << 20
 MOST_FILES = 300
 GPU_SECONDS = 5.0
-WRITTEN = re.compile(r"^(?:merged|quantized) model: (.+)$", re.MULTILINE)
-REPORT = re.compile(r"^report in (.+)$", re.MULTILINE)
-SERVED_AT = re.compile(r"serving .* at (https?://\S+)/v1")
 CONTENT_POLICY = (
     "<meta http-equiv=\"Content-Security-Policy\" content=\"default-src 'none'; style-src 'unsafe-inline'\">"
 )
@@ -117,10 +113,8 @@ def _result(run: Run) -> Path | None:
     job = run.job
     if job is None or job.state != "finished" or job.command not in ("export", "merge-lora"):
         return None
-    said = WRITTEN.findall(read_end(job.log, 1 << 16)[0])
-    typed = forms.from_argv(job.argv).get("output_dir")
-    path = said[-1].strip() if said else typed
-    return job.cwd / path if path and (job.cwd / path / "config.json").is_file() else None
+    told = job.told().get("model")
+    return Path(told) if told and (Path(told) / "config.json").is_file() else None
 
 
 def _report_of(run: Run) -> Path | None:
@@ -128,9 +122,8 @@ def _report_of(run: Run) -> Path | None:
     job = run.job
     if job is None or job.command != "eval":
         return None
-    said = REPORT.findall(read_end(job.log, 1 << 16)[0])
-    file = job.cwd / said[-1].strip() if said else None
-    return file if file is not None and file.name == "report.html" and file.is_file() else None
+    told = job.told().get("report")
+    return Path(told) if told and Path(told).is_file() else None
 
 
 def eval_report(run: Run) -> dict[str, Any]:
@@ -212,8 +205,7 @@ def _address(run: Run) -> str | None:
     """Where a deployment says it listens."""
     if run.job is None or not run.job.alive:
         return None
-    found = SERVED_AT.search(read_end(run.job.log, 1 << 16)[0])
-    return found[1] if found else None
+    return run.job.told().get("address")
 
 
 def _talk(run: Run) -> dict[str, str] | None:

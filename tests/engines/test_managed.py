@@ -195,6 +195,18 @@ def test_deploy_tells_its_clients_and_health_the_truth(deployed):
     wait_until(lambda: not alive(second))
 
 
+def test_the_error_is_named_and_not_a_warning_of_one():
+    log = [
+        "WARNING 11-24 [utils.py:255] This can cause errors like `OSError: [Errno 24] Too many open files`.",
+        "ERROR 11-24 [executor.py:953] ValueError: Available memory is less than desired.",
+        "RuntimeError: Engine core initialization failed.",
+    ]
+    assert managed.blame("\n".join(log)).split("\n") == [
+        "    ValueError: Available memory is less than desired.",
+        "    RuntimeError: Engine core initialization failed.",
+    ]
+
+
 def descendants(pid: int) -> list[int]:
     """All processes that `pid` has started, and that those have started."""
     parents = {}
@@ -214,6 +226,7 @@ def test_vllm_itself_killed_while_it_answers(tmp_path, monkeypatch):
         pytest.skip("there is no environment for vLLM: swift env create vllm")
     monkeypatch.setenv("SWIFT_LOG_DIR", str(tmp_path))
     words = ("--infer_backend", "vllm", "--model", REAL, "--torch_dtype", "float32", "--max_model_len", "1024")
+    words += ("--vllm_gpu_memory_utilization", "0.2")  # of main memory, on a CPU
     engine = built(*words, "--vllm_enforce_eager", "true", "--vllm_max_num_seqs", "8")
     try:
         started = [engine.server.pid, *descendants(engine.server.pid)]

@@ -106,7 +106,7 @@ def test_a_run_that_a_page_started_tells_its_job_where_it_writes(sft, tmp_path, 
     monkeypatch.setenv(runs.JOB_VARIABLE, str(tmp_path))
     assert sft("--max_steps 1")[0] == 0
     job = Job("x", tmp_path, ("sft",), tmp_path, 0.0, "finished", 0, 1.0, None)
-    assert job.run_dir() == only_run(tmp_path / "out").resolve()
+    assert job.told() == {"run": str(only_run(tmp_path / "out").resolve())}
 
 
 def test_dry_run_says_why_and_writes_nothing(sft, tmp_path):

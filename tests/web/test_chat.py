@@ -87,7 +87,9 @@ def test_an_endpoint_that_is_not_there_is_said(chat):
         chat.send(spec, HELLO, Sampling())
 
 
-def test_a_model_is_served_by_a_child_with_a_key_that_ends_with_us(chat, tmp_path):
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_a_model_is_served_by_a_child_with_a_key_that_ends_with_us(chat, tmp_path, monkeypatch, lang):
+    monkeypatch.setenv("SWIFT_LANG", lang)  # nobody reads the child's words
     spec = Spec("anything", "--infer_backend fake")
     assert chat.load(spec)[0] == "loading"
     wait_for(lambda: chat.state(spec)[0] == "ready")
