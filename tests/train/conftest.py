@@ -4,6 +4,8 @@ import os
 
 import pytest
 
+from swift.cli import main
+
 
 @pytest.fixture(scope="session", autouse=True)
 def own_cache(tmp_path_factory):
@@ -13,3 +15,15 @@ def own_cache(tmp_path_factory):
     os.environ.pop("SWIFT_CACHE")
     if before is not None:
         os.environ["SWIFT_CACHE"] = before
+
+
+@pytest.fixture
+def type_words(capfd):
+    """Type `swift WORDS` in this process; gives (exit code, stdout + stderr)."""
+
+    def typed(words: list[str]) -> tuple[int, str]:
+        code = main(words)
+        captured = capfd.readouterr()
+        return code, captured.out + captured.err
+
+    return typed

@@ -9,7 +9,6 @@ import httpx
 import pytest
 import torch
 
-from swift.cli import main
 from tests import tiny
 from tests.serve.served import running
 
@@ -24,14 +23,12 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def typed(tmp_path, monkeypatch, capfd):
+def typed(tmp_path, monkeypatch, type_words):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SWIFT_LANG", "en")
 
     def run(line: str) -> tuple[int, str]:
-        code = main(line.split())
-        captured = capfd.readouterr()
-        return code, captured.out + captured.err
+        return type_words(line.split())
 
     return run
 

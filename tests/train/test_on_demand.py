@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from swift.cli import main
 from tests import tiny
 from tests.train import support
 
@@ -28,7 +27,7 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def typed(tmp_path, monkeypatch, capfd, model):
+def typed(tmp_path, monkeypatch, type_words, model):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SWIFT_LANG", "en")
     monkeypatch.setenv("SWIFT_CACHE", str(tmp_path / "cache"))
@@ -38,9 +37,7 @@ def typed(tmp_path, monkeypatch, capfd, model):
     Path("rows.jsonl").write_text("\n".join(lines) + "\n")
 
     def run(line: str, command: str = "sft") -> tuple[int, str]:
-        code = main([command, "--model", str(model), "--dataset", "rows.jsonl", *COMMON.split(), *line.split()])
-        captured = capfd.readouterr()
-        return code, captured.out + captured.err
+        return type_words([command, "--model", str(model), "--dataset", "rows.jsonl", *COMMON.split(), *line.split()])
 
     return run
 

@@ -7,7 +7,6 @@ from pathlib import Path
 
 import pytest
 
-from swift.cli import main
 from tests import tiny
 from tests.train import support
 
@@ -22,16 +21,14 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def typed(tmp_path, monkeypatch, capfd, model):
+def typed(tmp_path, monkeypatch, type_words, model):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SWIFT_LANG", "en")
     rows = [{"query": f"What is {i} plus one? " * (1 + i % 4), "response": f"It is {i + 1}."} for i in range(18)]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
     def run(line: str) -> tuple[int, str]:
-        code = main(["sft", "--model", str(model), "--dataset", "rows.jsonl", *COMMON.split(), *line.split()])
-        captured = capfd.readouterr()
-        return code, captured.out + captured.err
+        return type_words(["sft", "--model", str(model), "--dataset", "rows.jsonl", *COMMON.split(), *line.split()])
 
     return run
 

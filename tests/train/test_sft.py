@@ -14,7 +14,6 @@ from types import SimpleNamespace
 import pytest
 
 from swift import runs
-from swift.cli import main
 from swift.config.commands import SftConfig
 from swift.train import checkpoints, imports
 from swift.web.jobs import Job
@@ -44,7 +43,7 @@ def write_rows(path: Path, count: int = 12) -> Path:
 
 
 @pytest.fixture
-def sft(tmp_path, monkeypatch, model, capfd):
+def sft(tmp_path, monkeypatch, model, type_words):
     """Type `swift sft` with a model, twelve rows and options; gives (exit code, stdout + stderr)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("SWIFT_LANG", "en")
@@ -56,9 +55,7 @@ def sft(tmp_path, monkeypatch, model, capfd):
             if base is None
             else base
         )
-        code = main([command, *base.split(), *line.split()])
-        captured = capfd.readouterr()
-        return code, captured.out + captured.err
+        return type_words([command, *base.split(), *line.split()])
 
     return type_options
 
