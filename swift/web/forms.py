@@ -7,6 +7,7 @@ Promises: a form knows no option that the command line doesn't, and says of a va
 from __future__ import annotations
 
 import json
+import posixpath
 import re
 import shlex
 from collections.abc import Mapping, Sequence
@@ -227,8 +228,8 @@ def blame(said: str, fields: Fields, specs: Mapping[str, Spec]) -> dict[str, str
         if lookup.get(name) in specs:
             return {lookup[name]: said.strip()}
     for name, raw in fields.items():
-        values = [v for v in re.split(r"\s+", str(raw)) if len(v) > 3]
-        if name in specs and any(value.partition("#")[0] in head for value in values):
+        values = (posixpath.normpath(v.partition("#")[0]) for v in re.split(r"\s+", str(raw)))  # as errors say paths
+        if name in specs and any(len(value) > 3 and value in head for value in values):
             return {name: said.strip()}
     return {"": said.strip()}
 
