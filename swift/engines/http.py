@@ -2,7 +2,8 @@
 
 Promises: the protocol's, with an encoder of the model's: prompts are then made here, by the model's own template, and
 token ids are sent; without one the messages are sent and the server's template is used. A server that is busy or away
-is asked again for `patience` seconds, as long as nothing of the answer has come. Cancelling closes the connection.
+is asked again for `patience` seconds, as long as nothing of the answer has come; a request that was there when the
+server ended twice is asked once more by itself: one that kills it fails alone. Cancelling closes the connection.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ SILENCE_SECONDS = 600.0  # without a byte from the server, queueing included
 RETRY_STATUS = (429, 502, 503, 504)
 UNKNOWN_LENGTHS = Lengths()
 FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS = 0.5, 10.0
+SUSPECT_AFTER = 2  # ends of the server while it had a request; from then on the request is asked by itself
 
 
 class Encoder(Protocol):
@@ -108,7 +110,7 @@ class HttpEngine:
         self._client = asyncio.run_coroutine_threadsafe(self._connect(max_concurrency), self._loop).result()
 
     async def _connect(self, connections: int) -> httpx.AsyncClient:
-        self._places = asyncio.Semaphore(connections)
+        self._places, self._alone = asyncio.Semaphore(connections), asyncio.Lock()
         return httpx.AsyncClient(
             headers=self._headers,
             timeout=httpx.Timeout(SILENCE_SECONDS, connect=CONNECT_SECONDS, pool=None),
@@ -293,6 +295,7 @@ class Answer:
         self._stop_text: str | None = None
         self._running = False
         self._begun = False
+        self._broken = 0  # how often the server went away with this request in its hands
 
     async def run(self) -> None:
         engine, deltas = self._engine, self._deltas
@@ -325,10 +328,15 @@ class Answer:
         deadline = time.monotonic() + self._engine._patience
         pause = FIRST_RETRY_SECONDS
         while True:
+            suspect = self._broken >= SUSPECT_AFTER
             try:
-                return await self._ask()
+                async with self._engine._alone if suspect else contextlib.nullcontext():
+                    return await self._ask()
             except EngineUnavailable as error:
                 self._engine._hear(alive=False)
+                if suspect and self._broken > SUSPECT_AFTER:
+                    name, times = self._engine.name, self._broken
+                    raise EngineError(f"{name} ended {times} times while it had this request: it isn't asked again")
                 if self._begun or time.monotonic() + pause > deadline:
                     raise
                 wait = min(max(pause, error.retry_after if error.retry_after < 10 else pause), LONGEST_RETRY_SECONDS)
@@ -349,6 +357,7 @@ class Answer:
                 else:
                     self._take(json.loads(await response.aread()))
         except httpx.HTTPError as error:
+            self._broken += not isinstance(error, (httpx.ConnectError, httpx.ConnectTimeout))
             raise EngineUnavailable(f"the connection to {engine.name} broke: {_reason(error)}") from error
         if self._reason is None:
             raise EngineUnavailable(f"{engine.name} ended the connection before its answer had ended")

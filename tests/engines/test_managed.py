@@ -19,7 +19,7 @@ import openai
 import pytest
 
 from swift.engines import server as managed
-from swift.engines.protocol import EngineUnavailable, GenerationRequest, Sampling, generate, generate_all
+from swift.engines.protocol import EngineError, EngineUnavailable, GenerationRequest, Sampling, generate, generate_all
 from swift.environments import find
 from tests import tiny
 from tests.engines import standin
@@ -103,16 +103,27 @@ def test_a_request_that_has_nothing_yet_waits_for_the_server_to_come_back(start)
 def test_one_that_dies_again_and_again_is_given_up(start, monkeypatch, caplog):
     monkeypatch.setattr(managed, "MOST_RESTARTS", 1)
     engine = start()
+    engine.client._patience = 0.0
     for _ in range(2):
         wait_until(lambda: engine.server.alive)
+        pid = engine.server.pid
         with pytest.raises(EngineUnavailable):
             generate(engine, ask(ids=(40, standin.POISON)))
-        wait_until(lambda: engine.server.last_death is not None)
+        wait_until(lambda pid=pid: not alive(pid) and not engine.server.alive)
     wait_until(lambda: "not started again" in caplog.text)
     began = time.monotonic()
     with pytest.raises(EngineUnavailable, match=str(engine.server.log)):
         generate(engine, ask())
     assert time.monotonic() - began < 5 and not engine.stats().alive
+
+
+def test_a_request_that_kills_the_server_fails_alone(start):
+    engine = start()
+    engine.client._patience = 60.0
+    with pytest.raises(EngineError, match="ended 3 times"):
+        generate(engine, ask(ids=(40, standin.POISON)))
+    assert generate(engine, ask()).finish_reason == "length"  # the server is there for the others
+    assert engine.stats().restarts == 3
 
 
 def test_one_that_cannot_start_says_why(start, folder):
