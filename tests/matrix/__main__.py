@@ -23,7 +23,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.matrix", description=__doc__)
     parser.add_argument("--only", default="", help="architectures (model types), separated by commas")
     parser.add_argument("--jobs", type=int, default=2)
-    parser.add_argument("--timeout", type=float, default=180.0, help="seconds for one architecture")
+    parser.add_argument("--timeout", type=float, default=180.0, help="seconds of a processor for one architecture")
     parser.add_argument("--budget", type=float, default=None, help="stop starting new ones after so many seconds")
     parser.add_argument("--again", action="store_true", help="run those that failed again")
     parser.add_argument("--fresh", action="store_true", help="forget earlier results")

@@ -8,6 +8,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import resource
 import shutil
 import signal
 import tempfile
@@ -21,8 +22,12 @@ from tests.matrix import senses
 from tests.matrix.checkpoint import class_of
 from tests.matrix.steps import STEP_ORDER, run_steps
 
+PATIENCE = 10  # times as long as its time on a processor a child may take, so that a busy machine stops none
 PRELOADED = (
-    *("bitsandbytes", "datasets", "pandas", "peft", "trl"),
+    *("bitsandbytes", "datasets", "matplotlib.backends.backend_agg", "matplotlib.figure", "pandas", "peft", "trl"),
+    *("peft.tuners.lora.bnb", "peft.utils.transformers_weight_conversion", "transformers.integrations.bitsandbytes"),
+    *("swift.config.parse", "swift.export.calibration", "swift.launch", "swift.train.tensorboard"),
+    *("transformers.models.auto.processing_auto", "transformers.models.auto.video_processing_auto"),
     *("swift.advise.fit", "swift.data.encoded", "swift.engines.pt", "swift.export.export", "swift.export.merge"),
     *("swift.models.bnb", "swift.models.tuners", "swift.train.arguments", "swift.train.benchmarks"),
     *("swift.train.build", "swift.train.curves", "swift.train.loop", "swift.train.run", "swift.train.sft"),
@@ -63,14 +68,16 @@ def read(results: Path, name: str) -> dict[str, Any] | None:
 def run_all(
     names: list[str], results: Path, jobs: int, timeout: float, deadline: float | None = None
 ) -> Iterator[dict[str, Any]]:
-    """The outcome of each architecture as it ends. None is started after `deadline` (of time.monotonic)."""
+    """The outcome of each architecture as it ends. None is started after `deadline` (of time.monotonic); `timeout` is
+    in seconds of a processor.
+    """
     _load_libraries()
     waiting, running = list(names), []
     try:
         while waiting or running:
             late = deadline is not None and time.monotonic() > deadline
             while waiting and not late and len(running) < jobs:
-                running.append(_start(waiting.pop(0), results))
+                running.append(_start(waiting.pop(0), results, timeout))
             if late and not running:
                 return
             for child in list(running):
@@ -121,13 +128,15 @@ def _load_libraries() -> None:
     gc.freeze()  # collections in the children pass over all this
 
 
-def _start(name: str, results: Path) -> Child:
+def _start(name: str, results: Path, timeout: float) -> Child:
     root = Path(tempfile.mkdtemp(prefix=f"matrix-{name}-"))
     pid = os.fork()
     if pid == 0:
         code = 1
         try:
             os.setsid()
+            seconds = max(1, round(timeout))
+            resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
             _child(name, root, results)
             code = 0
         finally:
@@ -151,15 +160,21 @@ def _child(name: str, root: Path, results: Path) -> None:
 
 def _ended(child: Child, timeout: float) -> str | None:
     """None while it runs, "" when it ended by itself, else how it ended, in words."""
-    pid, status = os.waitpid(child.pid, os.WNOHANG)
+    pid, status, usage = os.wait4(child.pid, os.WNOHANG)
     if pid == 0:
-        if time.monotonic() - child.started < timeout:
+        if time.monotonic() - child.started < PATIENCE * timeout:
             return None
         _kill(child)
-        return f"not done in {timeout:.0f} seconds"
+        return f"not done in {PATIENCE * timeout:.0f} seconds"
+    if os.WIFSIGNALED(status) and os.WTERMSIG(status) in (signal.SIGXCPU, signal.SIGKILL) and _used_up(usage, timeout):
+        return f"not done in {timeout:.0f} seconds of a processor"
     if os.WIFSIGNALED(status):
         return f"the process died of {signal.Signals(os.WTERMSIG(status)).name}"
     return ""
+
+
+def _used_up(usage: Any, timeout: float) -> bool:
+    return usage.ru_utime + usage.ru_stime >= timeout - 0.5
 
 
 def _kill(child: Child) -> None:

@@ -46,14 +46,23 @@ def test_a_child_that_hangs_or_dies_takes_nothing_with_it(tmp_path, monkeypatch)
     def hang(case):
         time.sleep(60)
 
+    def spin(case):
+        while True:
+            pass
+
     def die(case):
         os.kill(os.getpid(), signal.SIGKILL)
 
     monkeypatch.setitem(steps.STEP_ORDER, "build", (lambda case: None, ()))
     monkeypatch.setattr(runner, "_load_libraries", lambda: None)
     monkeypatch.setitem(steps.STEP_ORDER, "lora", (hang, ("build",)))
+    monkeypatch.setattr(runner, "PATIENCE", 1)
     (outcome,) = runner.run_all(["llama"], tmp_path, 2, 1.0)
     assert outcome["failed"] == {"lora": "not done in 1 seconds"}
+    monkeypatch.setitem(steps.STEP_ORDER, "lora", (spin, ("build",)))
+    monkeypatch.setattr(runner, "PATIENCE", 60)
+    (outcome,) = runner.run_all(["llama"], tmp_path, 2, 1.0)
+    assert outcome["failed"] == {"lora": "not done in 1 seconds of a processor"}
     monkeypatch.setitem(steps.STEP_ORDER, "lora", (die, ("build",)))
     (outcome,) = runner.run_all(["llama"], tmp_path, 2, 30.0)
     assert outcome["failed"] == {"lora": "the process died of SIGKILL"}
