@@ -22,6 +22,7 @@ from swift.advise.model_facts import ModelFacts, model_facts
 from swift.advise.remedies import Remedy
 from swift.advise.rows import RowFacts, row_facts
 from swift.advise.setup import stored_bytes, training_of
+from swift.advise.sight import sight_of
 from swift.config.commands import Config, SftConfig
 from swift.errors import ModelFileError, ResourceError
 from swift.hub import LocalModel, human_bytes
@@ -68,7 +69,7 @@ def held_out_share(config: SftConfig) -> float:
     return 0.0 if config.data.val_dataset else config.data.split_dataset_ratio
 
 
-def local_rows(config: SftConfig, model_directory: Path) -> RowFacts:
+def local_rows(config: SftConfig, facts: ModelFacts, model_directory: Path) -> RowFacts:
     """The rows that --dataset names, in figures, from a sample."""
     tokenizer = model_directory / "tokenizer.json"
     return row_facts(
@@ -77,6 +78,7 @@ def local_rows(config: SftConfig, model_directory: Path) -> RowFacts:
         use_hf=config.model.use_hf,
         columns=config.data.columns,
         tokenizer=tokenizer if tokenizer.is_file() else None,
+        sight=sight_of(facts.config, model_directory, config.media.max_pixels),
     )
 
 
@@ -94,7 +96,7 @@ def before_weights(
     except ModelFileError as error:
         return config, [f"memory isn't estimated: {error.what}"]
     if lengths is None:
-        data, held_out = local_rows(config, model.directory), held_out_share(config)
+        data, held_out = local_rows(config, facts, model.directory), held_out_share(config)
     else:
         held_out = 0.0
         data = RowFacts(len(lengths), tuple(sorted(lengths)), trained_share, exact=True)

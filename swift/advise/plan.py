@@ -73,7 +73,7 @@ def make_plan(config: PlanConfig) -> Plan:
     config = decide_sft(
         config, Path(config.model.model.rstrip("/\\")).name or "model", facts.shape.context, machine.count
     )
-    train = plan_training(config, facts, machine, _data(config, model.directory), held_out_share(config))
+    train = plan_training(config, facts, machine, _data(config, facts, model.directory), held_out_share(config))
     dtype, _ = dtype_of(config, facts, machine)
     kept = stored_bytes(facts, False, machine)
     bits = weight_bits(config)
@@ -105,9 +105,9 @@ def make_plan(config: PlanConfig) -> Plan:
     )
 
 
-def _data(config: PlanConfig, model_directory: Path) -> RowFacts:
+def _data(config: PlanConfig, facts: ModelFacts, model_directory: Path) -> RowFacts:
     if config.data.dataset:
-        return local_rows(config, model_directory)
+        return local_rows(config, facts, model_directory)
     options = config.planning
     tokens = options.row_tokens or config.chat.max_length or 2048
     rows = options.rows or DEFAULT_ROWS

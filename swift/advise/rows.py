@@ -3,7 +3,7 @@ second.
 
 Promises: downloads nothing. What is not on this machine is taken from the catalog's count, and said to be. Rows are
 counted by lines where the format has lines; tokens by the model's tokenizer.json where there is one, else from the
-text's characters.
+text's characters; what an image takes by the processor's settings.
 """
 
 from __future__ import annotations
@@ -12,8 +12,9 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from swift.advise.sight import Sight
 from swift.catalog import find_dataset
 from swift.data.formats import ColumnMap, canonical_row
 from swift.data.read import Broken, file_format, read_file
@@ -32,7 +33,7 @@ PER_ROW = 20  # a default system prompt, roughly
 
 @dataclass(frozen=True)
 class RowFacts:
-    """`lengths`: tokens of sampled rows, ascending. `answer_share`: share of the text that assistants speak. `exact`:
+    """`lengths`: tokens of sampled rows, ascending. `answer_share`: share of the tokens that assistants speak. `exact`:
     every row was looked at. `note`: what the figures rest on. `assumed`: there are no rows, only figures."""
 
     rows: int
@@ -63,10 +64,17 @@ def assumed(rows: int, tokens: int, exact: bool, note: str = "") -> RowFacts:
 
 
 def row_facts(
-    words: Sequence[str], *, dataset_dir: str | None, use_hf: bool, columns: dict | None, tokenizer: Path | None
+    words: Sequence[str],
+    *,
+    dataset_dir: str | None,
+    use_hf: bool,
+    columns: dict | None,
+    tokenizer: Path | None,
+    sight: Sight | None = None,
 ) -> RowFacts:
-    """The facts of all data sets of `--dataset` together; DataError when one is on this machine and can't be read."""
-    parts = [_one(word, dataset_dir, use_hf, columns, tokenizer) for word in words]
+    """The facts of all data sets of `--dataset` together; DataError when one is on this machine and can't be read.
+    `sight`: what a model that sees or hears makes of media; None for a model of text."""
+    parts = [_one(word, dataset_dir, use_hf, columns, tokenizer, sight) for word in words]
     total = sum(part.rows for part in parts)
     lengths = sorted(n for part in parts for n in _weighted(part, total))
     share = sum(part.answer_share * part.rows for part in parts) / total
@@ -97,7 +105,14 @@ def is_local(spec: DatasetSpec, dataset_dir: str | None, use_hf: bool) -> bool:
     return any(local.cached_snapshots("datasets", hub_id, use_hf=use_hf))
 
 
-def _one(word: str, dataset_dir: str | None, use_hf: bool, columns: dict | None, tokenizer: Path | None) -> RowFacts:
+def _one(
+    word: str,
+    dataset_dir: str | None,
+    use_hf: bool,
+    columns: dict | None,
+    tokenizer: Path | None,
+    sight: Sight | None,
+) -> RowFacts:
     spec = parse_spec(word)
     use_hf = spec.use_hf if spec.use_hf is not None else use_hf
     if not is_local(spec, dataset_dir, use_hf):
@@ -111,22 +126,29 @@ def _one(word: str, dataset_dir: str | None, use_hf: bool, columns: dict | None,
         return assumed(rows, ASSUMED_TOKENS, exact=False, note=note)
     data = resolve_dataset(spec.name, dataset_dir=dataset_dir, use_hf=use_hf, subsets=spec.subsets)
     mapping = ColumnMap({**(dict(data.entry.columns) if data.entry else {}), **(columns or {})})
-    texts, seen, ended = _sample(data.files, mapping)
+    texts, seen, ended = _sample(data.files, mapping, sight)
     if not texts:
         raise DataError("none of the first rows can be used", where=word, fix="swift doctor --dataset shows why")
     total = seen if ended else max(seen, sum(count_rows(path, seen) for path in data.files))
     rows = spec.rows or total
     lengths = sorted(_tokens(texts, tokenizer))
-    answers = sum(len(answer) for _, answer, _ in texts)
-    share = answers / max(1, sum(len(text) for text, _, _ in texts))
+    answers = sum(len(text.answers) for text in texts)
+    share = answers / max(1, sum(len(text.whole) for text in texts))
+    share *= 1.0 - sum(text.media for text in texts) / max(1, sum(lengths))
     how = "" if ended else f"lengths from the first {len(texts)} rows"
     return RowFacts(rows, tuple(lengths), min(1.0, share), ended, how)
 
 
-Text = tuple[str, str, int]  # all text of a row, what assistants say, number of messages
+class Text(NamedTuple):
+    """All text of a row, what assistants say of it, the number of messages, and tokens of its media."""
+
+    whole: str
+    answers: str
+    messages: int
+    media: int = 0
 
 
-def _sample(files: Sequence[Path], columns: ColumnMap) -> tuple[list[Text], int, bool]:
+def _sample(files: Sequence[Path], columns: ColumnMap, sight: Sight | None) -> tuple[list[Text], int, bool]:
     """(texts of usable rows among the first, rows looked at, whether those were all)."""
     texts, seen = [], 0
     for path in files:
@@ -137,19 +159,21 @@ def _sample(files: Sequence[Path], columns: ColumnMap) -> tuple[list[Text], int,
             if isinstance(value, Broken):
                 continue
             try:
-                texts.append(_text(canonical_row(value, columns=columns, folder=path.parent, need_response=False).data))
+                row = canonical_row(value, columns=columns, folder=path.parent, need_response=False).data
             except RowError:
                 continue
+            media = sight.row(row, path.parent) if sight is not None else 0
+            texts.append(_text(row)._replace(media=media))
     return texts, seen, True
 
 
 def _text(row: dict[str, Any]) -> Text:
     if "text" in row:
-        return row["text"], row["text"], 0
+        return Text(row["text"], row["text"], 0)
     messages = row["messages"]
     spoken = [str(m.get("reasoning_content") or "") + str(m.get("content") or "") for m in messages]
     answers = [text for m, text in zip(messages, spoken, strict=True) if m["role"] == "assistant"]
-    return "\n".join(spoken), "\n".join(answers), len(messages)
+    return Text("\n".join(spoken), "\n".join(answers), len(messages))
 
 
 def count_rows(path: Path, seen: int) -> int:
@@ -175,7 +199,7 @@ def count_rows(path: Path, seen: int) -> int:
 def _tokens(texts: Sequence[Text], tokenizer: Path | None) -> list[int]:
     """Tokens of each text: characters times the rate that the tokenizer has on some of them."""
     chosen = [texts[i * len(texts) // TOKENIZED] for i in range(TOKENIZED)] if len(texts) > TOKENIZED else list(texts)
-    guesses = [rough_tokens(text) for text, _, _ in chosen]
+    guesses = [rough_tokens(text.whole) for text in chosen]
     rate = 1.0
     if tokenizer is not None:
         from tokenizers import Tokenizer
@@ -183,13 +207,16 @@ def _tokens(texts: Sequence[Text], tokenizer: Path | None) -> list[int]:
         counts = [
             len(e.ids)
             for e in Tokenizer.from_file(str(tokenizer)).encode_batch(
-                [text for text, _, _ in chosen], add_special_tokens=False
+                [text.whole for text in chosen], add_special_tokens=False
             )
         ]
         rate = sum(counts) / max(1.0, sum(guesses))
     return [
-        math.ceil(rough_tokens(text) * rate) + PER_MESSAGE * messages + (PER_ROW if messages else 0)
-        for text, _, messages in texts
+        math.ceil(rough_tokens(text.whole) * rate)
+        + PER_MESSAGE * text.messages
+        + PER_ROW * (text.messages > 0)
+        + text.media
+        for text in texts
     ]
 
 

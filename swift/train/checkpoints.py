@@ -136,6 +136,21 @@ def deepspeed_state(checkpoint: Path) -> Path | None:
     return next(checkpoint.glob("global_step*"), None)
 
 
+def zero_stages(checkpoint: Path) -> tuple[int, ...]:
+    """ZeRO's stages that read the state which DeepSpeed wrote: 1 and 2 cut it alike; () without one."""
+    state = deepspeed_state(checkpoint)
+    if state is None:
+        return ()
+    if next(state.glob("*zero_pp_rank_*_model_states.pt"), None) is not None:
+        return (3,)
+    return (1, 2) if next(state.glob("*_optim_states.pt"), None) is not None else (0,)
+
+
+def other_parts(checkpoint: Path, processes: int) -> bool:
+    """Whether DeepSpeed cut the optimizer's state for another number of processes; stage 0 doesn't cut it."""
+    return zero_stages(checkpoint) not in ((), (0,)) and processes_of(checkpoint) != processes
+
+
 def require_state(checkpoint: Path) -> None:
     """CheckpointError unless the optimizer, the schedule, the random states and the position in the data are there."""
     count = processes_of(checkpoint) if (checkpoint / PROGRESS).is_file() else 1

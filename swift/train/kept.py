@@ -7,8 +7,10 @@ open logging window and patience of the run that was cut off. Knows nothing of l
 from __future__ import annotations
 
 import json
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,10 +152,29 @@ class KeptTrainer(Trainer):
         alone = self.is_deepspeed_enabled and self.saving.resume_only_model
         if place is not None and (self.is_fsdp_enabled or alone):
             self.saving.load_weights(Path(place))  # while they are whole
-        found = super()._prepare_for_training(max_steps, train_dataloader, None if alone else place)
+        with self._readable_state(None if alone else place) as state:
+            found = super()._prepare_for_training(max_steps, train_dataloader, state)
         if place is not None and alone:
             self._load_optimizer_and_scheduler(place)
         return found
+
+    @contextmanager
+    def _readable_state(self, checkpoint: str | None) -> Iterator[str | None]:
+        """The place of the optimizer's state: the checkpoint, or while it is read a converted copy of it, where
+        DeepSpeed wrote it in another number of parts than there are processes now."""
+        if checkpoint is None or not checkpoints.other_parts(Path(checkpoint), self.args.world_size):
+            yield checkpoint
+            return
+        place = self.run_dir / f"{runs.STAGING_PREFIX}state-of-{Path(checkpoint).name}"
+        if self.args.should_save:
+            zero.write_whole_state(Path(checkpoint), place)
+        self.accelerator.wait_for_everyone()
+        self.accelerator.state.deepspeed_plugin.deepspeed_config["checkpoint"] = zero.READ_WHOLE
+        yield str(place)
+        zero.after_whole_state(self.optimizer, self.lr_scheduler)
+        self.accelerator.wait_for_everyone()
+        if self.args.should_save:
+            shutil.rmtree(place)
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model=None) -> None:
         if not self.is_fsdp_enabled:

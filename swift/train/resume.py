@@ -45,6 +45,7 @@ FREE = {
     "ddp_backend",
     "ddp_find_unused_parameters",
     "ddp_broadcast_buffers",
+    "deepspeed",  # whose state is looked at in swift.train.sharding
     "fsdp",
     "fsdp_config",
     "gradient_checkpointing",

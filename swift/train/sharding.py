@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 from swift.config.commands import SftConfig
 from swift.errors import CheckpointError, UsageError
-from swift.train.checkpoints import deepspeed_state, processes_of
+from swift.train.checkpoints import other_parts, processes_of, zero_stages
 from swift.train.deepspeed_options import check_deepspeed, read_deepspeed, stage
 from swift.train.fsdp_options import read_fsdp
 
@@ -36,7 +36,7 @@ def decide_sharding(config: SftConfig, processes: int, checkpoint: Path | None =
     run goes on from."""
     zero = read_deepspeed(config)
     if checkpoint is not None and not config.saving.resume_only_model:
-        _check_state(zero is not None, processes, checkpoint)
+        _check_state(config, processes, checkpoint)
     if zero is None:
         return _decide_fsdp(config, processes)
     if config.training.fsdp is not None:
@@ -49,21 +49,32 @@ def decide_sharding(config: SftConfig, processes: int, checkpoint: Path | None =
     return config
 
 
-def _check_state(deepspeed: bool, processes: int, checkpoint: Path) -> None:
-    """CheckpointError when the state of optimizer is of another kind: DeepSpeed's is in parts, one of each process."""
-    fix = "--resume_only_model true goes on from the weights alone"
-    if deepspeed_state(checkpoint) is None:
-        if deepspeed:
-            raise CheckpointError("was written without DeepSpeed", where=str(checkpoint), fix=f"leave it out, or {fix}")
+def _check_state(config: SftConfig, processes: int, checkpoint: Path) -> None:
+    """CheckpointError when the state of optimizer is of another kind than the engine asked for reads."""
+    zero, stages = read_deepspeed(config), zero_stages(checkpoint)
+    alone = "--resume_only_model true goes on from the weights alone, with a fresh optimizer"
+    if zero is None and not stages:
         return
-    if not deepspeed:
-        raise CheckpointError("was written by DeepSpeed", where=str(checkpoint), fix=f"add --deepspeed, or {fix}")
-    if processes_of(checkpoint) != processes:
+    if not stages:
+        raise CheckpointError("was written without DeepSpeed", where=str(checkpoint), fix=f"leave it out; or {alone}")
+    names = " or ".join(f"zero{each}" for each in stages)
+    if zero is None:
+        raise CheckpointError("was written by DeepSpeed", where=str(checkpoint), fix=f"--deepspeed {names}; or {alone}")
+    if stage(zero) not in stages:
         raise CheckpointError(
-            f"DeepSpeed's state is of {processes_of(checkpoint)} processes, and there are {processes}",
+            f"holds the optimizer's state of {names}, which ZeRO-{stage(zero)} doesn't read",
             where=str(checkpoint),
-            fix=f"NPROC_PER_NODE={processes_of(checkpoint)}, or {fix}",
+            fix=f"--deepspeed {names}; or {alone}",
         )
+    if other_parts(checkpoint, processes):
+        before, adam = processes_of(checkpoint), config.training.optim.startswith("adamw_torch")
+        if not adam:
+            raise CheckpointError(
+                f"DeepSpeed cut the state of {config.training.optim} for {before} processes and converts AdamW's only",
+                where=str(checkpoint),
+                fix=f"NPROC_PER_NODE={before}; or {alone}",
+            )
+        log.warning("the optimizer's state, cut for %d processes, is converted for %d", before, processes)
 
 
 def _decide_fsdp(config: SftConfig, processes: int) -> SftConfig:

@@ -10,12 +10,15 @@ import pytest
 
 from swift.config.commands import SftConfig
 from swift.errors import CheckpointError, MissingPackage, UsageError
+from swift.train import checkpoints
 from swift.train.deepspeed_options import check_deepspeed, names, read_deepspeed, stage
 from swift.train.sharding import decide_sharding
 from tests.train import support
 from tests.train.test_distributed import finish, losses, sft, start
 from tests.train.test_fsdp import FULL, LORA, TWO
 
+# weights that decay and norms that don't: two groups of parameters
+DECAYED = (*FULL, "--weight_decay", "0.5")
 HERE = importlib.util.find_spec("deepspeed") is not None
 
 
@@ -68,16 +71,31 @@ def test_what_contradicts_or_does_not_combine_is_refused(monkeypatch, tmp_path):
         decide_sharding(config(deepspeed="zero2"), 1)
 
 
-def test_its_state_goes_on_with_it_and_with_as_many_processes(monkeypatch, tmp_path):
+def test_its_state_goes_on_with_what_reads_it(monkeypatch, tmp_path, caplog):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: object())
     monkeypatch.setenv("LOCAL_RANK", "0")
     (tmp_path / "progress.json").write_text(json.dumps({"world_size": 2}))
     with pytest.raises(CheckpointError, match="without DeepSpeed"):
         decide_sharding(config(deepspeed="zero2"), 2, tmp_path)
-    (tmp_path / "global_step4").mkdir()
-    decide_sharding(config(deepspeed="zero2"), 2, tmp_path)
-    with pytest.raises(CheckpointError, match="NPROC_PER_NODE=2"):
-        decide_sharding(config(deepspeed="zero2"), 4, tmp_path)
+    state = tmp_path / "global_step4"
+    state.mkdir()
+    (state / "mp_rank_00_model_states.pt").touch()
+    decide_sharding(config(deepspeed="zero0"), 4, tmp_path)
+    assert not checkpoints.other_parts(tmp_path, 4)  # every process has it all
+    with pytest.raises(CheckpointError, match="(?s)ZeRO-2 doesn't read.*--deepspeed zero0"):
+        decide_sharding(config(deepspeed="zero2"), 2, tmp_path)
+    (state / "zero_pp_rank_0_mp_rank_00_optim_states.pt").touch()
+    decide_sharding(config(deepspeed="zero1"), 2, tmp_path)
+    assert not caplog.messages
+    decide_sharding(config(deepspeed="zero2"), 4, tmp_path)
+    assert "cut for 2 processes, is converted for 4" in caplog.text
+    with pytest.raises(CheckpointError, match="(?s)converts AdamW's only.*NPROC_PER_NODE=2"):
+        decide_sharding(config(deepspeed="zero2", optim="sgd"), 4, tmp_path)
+    with pytest.raises(CheckpointError, match="(?s)of zero1 or zero2, which.*ZeRO-3"):
+        decide_sharding(config(deepspeed="zero3_offload"), 2, tmp_path)
+    (state / "zero_pp_rank_0_mp_rank_00_model_states.pt").touch()
+    with pytest.raises(CheckpointError, match="(?s)of zero3, which.*ZeRO-2"):
+        decide_sharding(config(deepspeed="zero2"), 2, tmp_path)
     with pytest.raises(CheckpointError, match="by DeepSpeed"):
         decide_sharding(config(), 2, tmp_path)
     decide_sharding(config(resume_only_model=True, resume_from_checkpoint="auto"), 4, tmp_path)
@@ -86,9 +104,11 @@ def test_its_state_goes_on_with_it_and_with_as_many_processes(monkeypatch, tmp_p
 @pytest.mark.slow
 @pytest.mark.skipif(not HERE, reason="deepspeed is not installed")
 @pytest.mark.parametrize(
-    ("name", "tuner"), [("zero2", LORA), ("zero3", FULL), ("zero3", LORA), ("zero2_offload", FULL)], ids=str
+    ("name", "tuner"),
+    [("zero1", DECAYED), ("zero2", LORA), ("zero3", DECAYED), ("zero3", LORA), ("zero2_offload", FULL)],
+    ids=["zero1-full", "zero2-lora", "zero3-full", "zero3-lora", "zero2_offload-full"],
 )
-def test_zero_trains_as_one_process_and_goes_on_exactly(tmp_path, name, tuner):
+def test_zero_trains_as_one_process_and_any_number_goes_on(tmp_path, name, tuner):
     options = [*tuner, "--max_steps", "8", "--save_steps", "4", "--val_dataset", f"{tmp_path / 'rows.jsonl'}#5"]
     options += ["--dataset", f"{tmp_path / 'rows.jsonl'}#21", "--gradient_accumulation_steps", "2"]
     one = ["--per_device_train_batch_size", "4", "--output_dir", str(tmp_path / "one")]
@@ -104,5 +124,15 @@ def test_zero_trains_as_one_process_and_goes_on_exactly(tmp_path, name, tuner):
     assert {k: v.shape for k, v in mine.items()} == {k: v.shape for k, v in theirs.items()}
     assert all((mine[k] - theirs[k]).abs().max() < 2e-3 for k in mine)
     shutil.rmtree(run / "checkpoint-8")
-    finish(start(TWO, ["swift.cli", "sft", "--resume_from_checkpoint", "auto", "--output_dir", str(tmp_path / "two")]))
-    assert losses(tmp_path / "two") == expected
+    for processes in (2, 4, 1):
+        place = tmp_path / f"on-{processes}"
+        shutil.copytree(run, place / run.name)
+        launcher = [*TWO[:-1], str(processes)]
+        told = finish(
+            start(launcher, ["swift.cli", "sft", "--resume_from_checkpoint", "auto", "--output_dir", str(place)])
+        )
+        assert ("is converted for" in told) == (processes != 2)
+        assert losses(place) == expected
+        again = support.weights(place / run.name / "checkpoint-8")
+        assert all((mine[k] - again[k]).abs().max() < 2e-3 for k in mine)
+        assert not list((place / run.name).glob(".writing-*"))

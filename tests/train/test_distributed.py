@@ -19,13 +19,14 @@ from tests import tiny
 from tests.train import support
 
 ROOT = Path(__file__).resolve().parents[2]
+PATIENCE = 900  # seconds for one run: a machine may be busy with others
 
 
 def torchrun(directory: Path, stop: int, processes: int = 2) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(processes)]
     command += ["-m", "tests.train.two_processes", str(directory), str(stop)]
     env = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=300)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, timeout=PATIENCE)
     assert done.returncode == 0, done.stderr[-4000:]
 
 
@@ -101,7 +102,7 @@ def start(launcher: list[str], argv: list[str], **env: str) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> str:
-    output, _ = process.communicate(timeout=300)
+    output, _ = process.communicate(timeout=PATIENCE)
     assert process.returncode == 0, output[-4000:]
     return output
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from swift.train.lean import check
 from swift.train.lean.check import CheckFirst
 from swift.train.lean.head import Head, head_loss
 from swift.train.lean.path import FastPath
@@ -179,3 +180,33 @@ def test_the_check_leaves_weights_and_random_numbers_alone(tmp_path):
     CheckFirst(trainer, trainer.train_dataset).on_train_begin(trainer.args, trainer.state, trainer.control)
     assert trainer.fast_path.lean_head and torch.equal(torch.get_rng_state(), state) and model.training
     assert all(torch.equal(p, before[name]) and p.grad is None for name, p in model.named_parameters())
+
+
+def test_the_check_takes_one_row_with_media_whole():
+    def row(length: int, learned: int, media: bool) -> dict:
+        labels = [-100] * (length - learned) + list(range(learned))
+        return {"input_ids": list(range(length)), "labels": labels} | ({"media": {}} if media else {})
+
+    rows = [row(90, 30, True), row(80, 3, True), row(70, 3, True), row(60, 50, False)]
+    pieces = check._pieces(rows, (20, 20, 20, 20))
+    assert [len(piece["labels"]) for piece in pieces] == [20, 70, 20]  # 3 learned tokens are too few
+    assert ["media" in piece for piece in pieces] == [False, True, False]
+    assert pieces[0]["labels"] == list(range(20))
+
+
+@pytest.mark.parametrize("text", [True, False])
+def test_the_check_does_without_media_where_there_is_no_memory(caplog, text):
+    path = FastPath(tiny.model("llama"), padding_free=True, lean_head=True)
+    rows = [{"input_ids": [5, 6, 7, 8, 9], "labels": [-100, 6, 7, 8, 9]} for _ in range(1 + text)]
+    rows[0]["media"] = {}
+    tried = []
+
+    def loss(batch):
+        tried.append(["media" in row for row in batch])
+        if "media" in batch[0]:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+        return sum(p.sum() for p in path.model.parameters())
+
+    check.verify(path, rows, list, loss, loss)
+    assert tried == [[True] + [False] * text] + [[False]] * (2 * text)
+    assert "no memory to hold a row with media" in caplog.text and path.lean_head

@@ -89,9 +89,22 @@ def verify(
     the plain path needs no more memory here than it would in training.
     """
     lengths = LENGTHS if batch_size is None else _lengths(rows, batch_size)
-    batch = collate([_clipped(row, length) for row, length in zip(_chosen(rows, path), lengths, strict=False)])
+    pieces = _pieces(_chosen(rows, path), lengths)
+    exact = not mixed and all(p.dtype == torch.float32 for p in path.model.parameters() if p.is_floating_point())
+    if any("media" in piece for piece in pieces):
+        try:
+            return _compare(path, collate(pieces), plain, fast, exact)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+        log.warning("no memory to hold a row with media against the plain path: one of text is taken")
+        pieces = [piece for piece in pieces if "media" not in piece]
+    if pieces:
+        _compare(path, collate(pieces), plain, fast, exact)
+
+
+def _compare(path: FastPath, batch: Mapping[str, Any], plain: Callable, fast: Callable, exact: bool) -> None:
     model = path.model
-    exact = not mixed and all(p.dtype == torch.float32 for p in model.parameters() if p.is_floating_point())
     with random_state.untouched(), _at_rest(model), _noise_in_zeros(model):
         with path.aside():
             try:
@@ -136,15 +149,33 @@ def _lengths(rows: Sequence[Any], batch_size: int) -> tuple[int, ...]:
     return tuple(max(SHORTEST, int(length * share)) for length in LENGTHS)
 
 
-def _clipped(row: Mapping[str, Any], length: int) -> dict[str, Any]:
-    """`length` tokens of a row, around its first label; a row with media whole, since its tokens stand for them."""
-    if "media" in row:
-        return row
+def _pieces(rows: Sequence[Mapping[str, Any]], lengths: Sequence[int]) -> list[dict[str, Any]]:
+    """A few tokens of each row around its first label. Of rows with media the shortest stays whole, since its tokens
+    stand for them; of the others it is a few tokens that are learned, which stand for nothing."""
+    whole = min((row for row in rows if "media" in row), key=lambda row: len(row["labels"]), default=None)
+    pieces = []
+    for row, length in zip(rows, lengths, strict=False):
+        first, end = _learned(row)
+        if row is whole:
+            pieces.append(dict(row))
+        elif "media" not in row:
+            start = max(0, min(first - length // 2, len(row["labels"]) - length))
+            pieces.append(_cut(row, start, start + length))
+        elif end - first >= SHORTEST:
+            pieces.append(_cut(row, first, min(end, first + length)))
+    return pieces
+
+
+def _learned(row: Mapping[str, Any]) -> tuple[int, int]:
+    """Where the first run of labels begins and ends."""
     labels = row["labels"]
     first = next((i for i, label in enumerate(labels) if label != IGNORED), 0)
-    start = max(0, min(first - length // 2, len(labels) - length))
+    return first, next((i for i in range(first, len(labels)) if labels[i] == IGNORED), len(labels))
+
+
+def _cut(row: Mapping[str, Any], start: int, end: int) -> dict[str, Any]:
     cut = ("input_ids", "labels", "loss_scale")
-    return {name: value[start : start + length] if name in cut else value for name, value in row.items()}
+    return {name: value[start:end] if name in cut else value for name, value in row.items() if name != "media"}
 
 
 @contextmanager
