@@ -63,7 +63,7 @@ class Training:
     """Options of one training step, as plain values; `label_share`: share of the tokens that the loss sees.
     `lean_head`: logits exist in chunks only, and their gradient is taken on the way.
 
-    `weight_bits`: 8 or 4 with bitsandbytes, 0 for plain weights of `dtype`. `rows_differ`: rows of a batch differ in
+    `weight_bits`: 8 or 4 quantized while loading, 0 for plain weights of `dtype`. `rows_differ`: rows of a batch differ in
     length, so there is padding and an attention mask. `spread`: what each of the data-parallel processes holds.
     `fused`: LoRA layers are fused, `light` their MLPs' insides computed again.
     `glibc`: memory comes from the C library's own allocator (CPU). `device`: cpu, cuda, npu, mps.
@@ -195,14 +195,15 @@ def framework_bytes(device: str, training: bool = False) -> int:
 def weight_bytes(
     shape: Shape, dtype: str, bits: int = 0, double_quant: bool = True, stored_bytes: int | None = None
 ) -> int:
-    """Weights in memory. bitsandbytes leaves embeddings, output layer, norms and fused experts in `dtype`."""
+    """Weights in memory. Quantizing while loading leaves embeddings, output layer, norms and routers in `dtype`."""
     if stored_bytes is not None and not bits:
         return stored_bytes
     item = ITEM[dtype]
     if not bits:
         return shape.parameters * item
     each = 1.0 if bits == 8 else NF4_DOUBLE_BYTES if double_quant else NF4_BYTES
-    linear = sum(x.count * x.inputs * x.outputs for layer in shape.layers for x in layer.linears if not x.expert)
+    linears = [x for layer in shape.layers for x in layer.linears if not x.router]
+    linear = sum(x.count * x.inputs * x.outputs for x in linears)
     return int(linear * each) + (shape.parameters - linear) * item
 
 

@@ -9,6 +9,7 @@ from swift.advise.rows import RowFacts
 from swift.advise.spread import Spread
 from swift.config.commands import SftConfig
 from swift.errors import UsageError
+from swift.models.plan import ON_LOAD
 from swift.train.deepspeed_options import read_deepspeed, stage
 from swift.train.fsdp_options import read_fsdp
 
@@ -83,9 +84,9 @@ def spread_of(config: SftConfig, machine: Machine) -> Spread:
 
 
 def weight_bits(config: SftConfig) -> int:
-    """8 or 4 when bitsandbytes quantizes while loading, else 0."""
-    quant = config.quantization
-    return quant.quant_bits or 0 if quant.quant_method == "bnb" else 0
+    """8 or 4 when the model is quantized while it is loaded, else 0."""
+    method, bits = config.quantization.quant_method, config.quantization.quant_bits
+    return (bits or ON_LOAD[method][0]) if method in ON_LOAD else 0
 
 
 def stored_bytes(facts: ModelFacts, training: bool, machine: Machine) -> int | None:

@@ -86,7 +86,7 @@ def load_plain(path: Path, plan: Any) -> Any:
 
     model = load_model(path, plan)
     if plan.quant is not None or plan.source_quant == "bitsandbytes":
-        from swift.models.bnb import dequantize
+        from swift.models.quantized import dequantize
 
         dequantize(model, plan.dtype)
     return model

@@ -18,7 +18,7 @@ _TURNS = (torch.transpose, torch.Tensor.transpose, torch.swapaxes, torch.Tensor.
 
 
 class AdaptedExperts(torch.Tensor):
-    """base + scaling * left @ right: base a PackedExperts [..., rows, columns], left [..., rows, rank], right [...,
+    """base + scaling * left @ right: base a PackedWeight [..., rows, columns], left [..., rows, rank], right [...,
     rank, columns].
     """
 

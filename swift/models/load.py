@@ -19,10 +19,11 @@ from swift.compat.fp8_blocks import true_fp8_blocks
 from swift.compat.no_torchvision import images_without_torchvision
 from swift.errors import MissingPackage, ModelFileError, ResourceError, SwiftError, UsageError
 from swift.hub.files import check_model_files
-from swift.models.bnb import any_shape, bitsandbytes_config, quantized_share
 from swift.models.heads import bare_class, head_class, shape_head, without_any_head, without_head
 from swift.models.packed import fused_experts
 from swift.models.plan import LoadPlan
+from swift.models.quantized import quantized_share
+from swift.models.quantizers import after_loading, on_load_config
 from swift.models.quiet import quiet
 
 log = logging.getLogger("swift")
@@ -119,7 +120,7 @@ def load_model(path: Path | str, plan: LoadPlan):
     if plan.quant is not None:
         with quiet(), _explained(path), torch.device("meta"):
             skeleton = _model_class(auto, config, path)(config)
-        arguments["quantization_config"] = bitsandbytes_config(plan, skeleton)
+        arguments["quantization_config"] = on_load_config(plan, skeleton)
         if fused_experts(skeleton) and getattr(config, "_experts_implementation", None) is not None:
             arguments["experts_implementation"] = "eager"  # it asks for the experts that are needed, one by one
     for name, value in (
@@ -145,8 +146,7 @@ def load_model(path: Path | str, plan: LoadPlan):
         forget_quantization(model)
         _unify_dtype(model, getattr(torch, plan.dtype))
         _cast_stored(model, getattr(torch, plan.dtype))
-    if plan.quant is not None or plan.source_quant == "bitsandbytes":
-        any_shape(model, plan.training)
+    after_loading(model, plan)
     if plan.quant is not None:
         log.info(quantized_share(model))
     if plan.new_special_tokens:

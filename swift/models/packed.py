@@ -1,9 +1,14 @@
-"""Expert weights in 8 or 4 bits: a tensor that is stored packed and computes as the plain one that it stands for.
+"""Weights in 8 or 4 bits: a tensor that is stored packed and computes as the plain one that it stands for.
 
-transformers fuses the experts of a layer into tensors [experts, rows, columns], which bitsandbytes passes over. A
-PackedExperts stands in their place as the module's parameter. Picking experts and transposing stay packed; whatever
-computes gets plain numbers, and autograd keeps the packed form for the backward pass. 8 bits: integers with a bfloat16
-scale for every 128 columns at most. 4 bits: nf4 or fp4 codes of bitsandbytes in blocks of 64, with bfloat16 scales.
+transformers fuses the experts of a layer into tensors [experts, rows, columns], which the quantization libraries pass
+over. A PackedWeight stands in their place as the module's parameter, in FP8 also in that of a linear layer's matrix
+[rows, columns]. Picking experts and transposing stay packed; whatever computes gets plain numbers, and autograd keeps
+the packed form for the backward pass.
+
+  int8      integers with a bfloat16 scale for every 128 columns at most
+  int4      integers 0 to 15, two a byte, with a bfloat16 step and smallest value for every 64 columns at most
+  fp8       float8_e4m3fn with a float32 scale for every block of 128 x 128, as FP8 checkpoints have it
+  nf4, fp4  codes of bitsandbytes in blocks of 64, with bfloat16 scales
 """
 
 from __future__ import annotations
@@ -15,15 +20,17 @@ import torch
 from torch import nn
 
 from swift.models.adapted import AdaptedExperts
+from swift.models.packing import pack_fp8, unpack_fp8
 
 BLOCK = 64  # weights that share a scale in 4 bits
 GROUP = 128  # at most so many in 8 bits
+BITSANDBYTES = ("nf4", "fp4")
 aten = torch.ops.aten
 
 
 @dataclass(frozen=True)
 class Packing:
-    """How the codes are to be read. `shape` is [experts, rows, columns]; `kind` is int8, nf4 or fp4."""
+    """How the codes are to be read. `shape` is [experts, rows, columns] or [rows, columns]; `kind`: see the module."""
 
     kind: str
     shape: tuple[int, ...]
@@ -32,22 +39,37 @@ class Packing:
 
 def can_pack(weight: torch.Tensor, kind: str) -> bool:
     """Whether `weight` [experts, rows, columns] divides into blocks."""
-    return kind == "int8" or (weight.shape[1] * weight.shape[2]) % BLOCK == 0
+    if kind == "int4":
+        return weight.shape[-1] % 2 == 0
+    return kind not in BITSANDBYTES or (weight.shape[1] * weight.shape[2]) % BLOCK == 0
 
 
-def pack(weight: torch.Tensor, kind: str) -> PackedExperts:
-    """`weight` [experts, rows, columns] in few bits, one expert after the other (little memory beside it)."""
-    coded = [(_pack_int8(one) if kind == "int8" else _pack_4bit(one, kind)) for one in weight.detach()]
+def pack(weight: torch.Tensor, kind: str) -> PackedWeight:
+    """`weight` [experts, rows, columns] in few bits, one expert after the other (little memory beside it); or one
+    matrix [rows, columns].
+    """
+    packing = Packing(kind, tuple(weight.shape), weight.dtype)
+    if weight.ndim == 2:
+        return PackedWeight(*_pack_one(weight.detach(), kind), packing)
+    coded = [_pack_one(one, kind) for one in weight.detach()]
     codes, scales = (torch.stack(parts) for parts in zip(*coded, strict=True))
-    return PackedExperts(codes, scales, Packing(kind, tuple(weight.shape), weight.dtype))
+    return PackedWeight(codes, scales, packing)
 
 
-def _group(columns: int) -> int:
-    """The largest power of two up to GROUP that divides the columns, or all columns where that would be below 16."""
-    group = GROUP
+def _pack_one(one: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
+    if kind == "fp8":
+        return pack_fp8(one)
+    if kind in BITSANDBYTES:
+        return _pack_4bit(one, kind)
+    return _pack_int8(one) if kind == "int8" else _pack_int4(one)
+
+
+def _group(columns: int, most: int = GROUP) -> int:
+    """The largest power of two up to `most` that divides the columns, or all columns where that would be below 16."""
+    group = most
     while columns % group:
         group //= 2
-    return group if group >= 16 or columns > GROUP else columns
+    return group if group >= 16 or columns > most else columns
 
 
 def _pack_int8(one: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -55,6 +77,14 @@ def _pack_int8(one: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     scales = (grouped.abs().amax(-1, keepdim=True) / 127).clamp(min=1e-12).bfloat16()
     codes = (grouped / scales.float()).round().clamp(-127, 127).to(torch.int8)
     return codes.flatten(-2), scales.squeeze(-1)
+
+
+def _pack_int4(one: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    grouped = one.float().unflatten(-1, (-1, _group(one.shape[-1], BLOCK)))
+    least = grouped.amin(-1, keepdim=True).bfloat16()
+    step = ((grouped.amax(-1, keepdim=True) - least.float()) / 15).clamp(min=1e-12).bfloat16()
+    codes = ((grouped - least.float()) / step.float()).round().clamp(0, 15).to(torch.uint8).flatten(-2)
+    return codes[..., ::2] | codes[..., 1::2] << 4, torch.cat([step, least], -1)
 
 
 def _pack_4bit(one: torch.Tensor, kind: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -72,6 +102,12 @@ def unpack(codes: torch.Tensor, scales: torch.Tensor, packing: Packing) -> torch
         group = packing.shape[-1] // scales.shape[-1]
         plain = codes.to(packing.dtype).unflatten(-1, (-1, group)) * scales.to(packing.dtype).unsqueeze(-1)
         return plain.flatten(-2)
+    if packing.kind == "int4":
+        step, least = scales.to(packing.dtype).unsqueeze(-2).unbind(-1)
+        plain = torch.stack([codes & 15, codes >> 4], -1).to(packing.dtype)
+        return plain.view(*scales.shape[:-1], -1).mul_(step).add_(least).flatten(-2)
+    if packing.kind == "fp8":
+        return unpack_fp8(codes, scales, packing.dtype)
     from bitsandbytes.functional import QuantState, dequantize_4bit, get_4bit_type
 
     state = QuantState(
@@ -85,7 +121,7 @@ def unpack(codes: torch.Tensor, scales: torch.Tensor, packing: Packing) -> torch
     return dequantize_4bit(codes.reshape(-1, 1), state).reshape(packing.shape)
 
 
-class PackedExperts(torch.Tensor):
+class PackedWeight(torch.Tensor):
     """See the module. `turned`: the last two dimensions are swapped. One expert [rows, columns] is packed as well."""
 
     codes: torch.Tensor
@@ -104,7 +140,7 @@ class PackedExperts(torch.Tensor):
         pass
 
     def __repr__(self, **_: Any) -> str:
-        return f"PackedExperts({self.packing.kind}, {tuple(self.shape)}, {self.dtype})"
+        return f"PackedWeight({self.packing.kind}, {tuple(self.shape)}, {self.dtype})"
 
     @property
     def packed_bytes(self) -> int:
@@ -114,17 +150,17 @@ class PackedExperts(torch.Tensor):
         found = unpack(self.codes, self.scales, self.packing)
         return found.transpose(-1, -2) if self.turned else found
 
-    def _like(self, turn: bool = False, dtype: torch.dtype | None = None, device: Any = None) -> PackedExperts:
+    def _like(self, turn: bool = False, dtype: torch.dtype | None = None, device: Any = None) -> PackedWeight:
         packing = replace(self.packing, dtype=dtype or self.packing.dtype)
         codes, scales = (part.to(device) if device is not None else part for part in (self.codes, self.scales))
-        return PackedExperts(codes, scales, packing, self.turned != turn)
+        return PackedWeight(codes, scales, packing, self.turned != turn)
 
-    def _some(self, index: Any) -> PackedExperts:
+    def _some(self, index: Any) -> PackedWeight:
         """The experts of an index into the first dimension: a number, or a tensor of numbers."""
         codes, scales = self.codes[index], self.scales[index]
         first = () if isinstance(index, int) else tuple(index.shape)
         packing = replace(self.packing, shape=(*first, *self.packing.shape[-2:]))
-        return PackedExperts(codes, scales, packing, self.turned)
+        return PackedWeight(codes, scales, packing, self.turned)
 
     @classmethod
     def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -148,7 +184,7 @@ class PackedExperts(torch.Tensor):
         return function(*args, **kwargs)
 
 
-def _stays_packed(function: Any, one: PackedExperts, rest: Any, kwargs: Any) -> PackedExperts | None:
+def _stays_packed(function: Any, one: PackedWeight, rest: Any, kwargs: Any) -> PackedWeight | None:
     """The result of an operation that needs no numbers, or None."""
     if function in (aten.detach.default, aten.alias.default, aten.clone.default, aten.lift_fresh.default):
         return one._like()

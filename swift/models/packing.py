@@ -109,7 +109,12 @@ def pack_fp8(weight: torch.Tensor, block: int = FP8_BLOCK) -> tuple[torch.Tensor
 
 
 def unpack_fp8(weight: torch.Tensor, scales: torch.Tensor, dtype: torch.dtype, block: int = FP8_BLOCK) -> torch.Tensor:
-    """The weight that a block-FP8 matrix stands for."""
-    rows, columns = weight.shape
-    spread = scales.float().repeat_interleave(block, 0)[:rows].repeat_interleave(block, 1)[:, :columns]
-    return (weight.float() * spread).to(dtype)
+    """The weight [..., rows, columns] that block-FP8 matrices stand for; computed in float32, rounded once."""
+    rows, columns = weight.shape[-2:]
+    plain = weight.to(torch.float32, copy=True)
+    if rows % block or columns % block:
+        spread = scales.float().repeat_interleave(block, -2)[..., :rows, :]
+        return plain.mul_(spread.repeat_interleave(block, -1)[..., :columns]).to(dtype)
+    blocks = plain.view(*weight.shape[:-2], rows // block, block, columns // block, block)
+    blocks.mul_(scales.float()[..., :, None, :, None])
+    return plain.to(dtype)

@@ -11,7 +11,7 @@ import importlib.util
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from swift.config.model import ModelOptions, QuantizationOptions
@@ -38,6 +38,15 @@ PACKAGES = {
     "higgs": ("flute", "flute-kernel"),
 }
 UNPACKED = ("awq", "gptq")  # swift.models.unpacked reads these
+# what can quantize while loading, and the bits that it has
+ON_LOAD = {"bnb": (8, 4), "torchao": (8, 4), "fp8": (8,)}
+INSTEAD = {
+    "quanto": "--quant_method torchao --quant_bits 8 (optimum-quanto has had no release since March 2025)",
+    "hqq": "--quant_method bnb --quant_bits 4 (transformers 5 has no HQQ)",
+    "eetq": "--quant_method bnb --quant_bits 8, the same precision (EETQ needs its CUDA kernels)",
+    "awq": "swift export --quant_method awq (or gptq, gguf) writes a quantized model to load; "
+    "--quant_method bnb, torchao or fp8 quantize while loading",
+}
 ROPE_TYPES = ("linear", "dynamic", "yarn")
 
 
@@ -219,35 +228,38 @@ def _is_asymmetric(quantization: Mapping[str, Any]) -> bool:
 def _quantize_on_load(
     quant: QuantizationOptions, source: str | None, reasons: dict[str, str]
 ) -> QuantizationOptions | None:
-    """The quantization asked for while loading: bitsandbytes with 8 or 4 bits."""
-    if quant.quant_method is None:
+    """The quantization asked for while loading, with its bits."""
+    method = quant.quant_method
+    if method is None:
         if quant.quant_bits is not None:
             raise UsageError("--quant_bits needs --quant_method", fix="--quant_method bnb (or --load_in_8bit true)")
         return None
-    if quant.quant_method != "bnb":
-        raise NotBuiltYet(
-            f"quantizing with {quant.quant_method} while loading is not built yet",
-            where="--quant_method",
-            fix="--quant_method bnb --quant_bits 8 (or 4)",
-        )
-    if quant.quant_bits not in (4, 8):
-        raise UsageError(
-            "bitsandbytes quantizes to 4 or 8 bits", where="--quant_bits", fix="--quant_bits 8 or --quant_bits 4"
-        )
+    if method not in ON_LOAD:
+        what = f"{method} can't quantize a model while it is loaded"
+        raise UsageError(what, where="--quant_method", fix=INSTEAD.get(method, INSTEAD["awq"]))
+    if quant.quant_bits is None and len(ON_LOAD[method]) == 1:
+        quant = replace(quant, quant_bits=ON_LOAD[method][0])
+    if quant.quant_bits not in ON_LOAD[method]:
+        have = " or ".join(f"--quant_bits {bits}" for bits in ON_LOAD[method])
+        what = f"{method} has no {quant.quant_bits} bits" if quant.quant_bits else f"{method} needs the number of bits"
+        raise UsageError(what, where="--quant_bits", fix=have)
     if source is not None:
         raise UsageError(
-            f"the checkpoint is already quantized ({source}): bitsandbytes can't quantize it again",
-            where="--quant_method bnb",
+            f"the checkpoint is already quantized ({source}): {method} can't quantize it again",
+            where=f"--quant_method {method}",
             fix="leave out --load_in_8bit / --load_in_4bit / --quant_method",
         )
-    if bnb_switched_off():
+    if method == "bnb" and bnb_switched_off():
         raise UsageError(
             "bitsandbytes is switched off by USE_BNB=0",
             where="--quant_method bnb",
-            fix="leave out --load_in_8bit / --load_in_4bit, or unset USE_BNB",
+            fix="--quant_method fp8, which needs no package; or unset USE_BNB",
         )
-    _require(*PACKAGES["bitsandbytes"], f"--quant_bits {quant.quant_bits}")
-    reasons["quantization"] = f"quantizing the linear layers to {quant.quant_bits} bits with bitsandbytes"
+    package = {"bnb": "bitsandbytes", "torchao": "torchao"}.get(method)
+    if package:
+        _require(*PACKAGES[package], f"--quant_method {method}")
+    by = {"bnb": " with bitsandbytes", "torchao": " with torchao"}
+    reasons["quantization"] = f"quantizing the linear layers to {quant.quant_bits} bits{by.get(method, ' (FP8)')}"
     return quant
 
 

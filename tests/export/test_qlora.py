@@ -25,6 +25,9 @@ KINDS = {
     "4 bits": ["--load_in_4bit", "true"],
     "8 bits": ["--load_in_8bit", "true"],
     "experts in 4 bits": ["--load_in_4bit", "true"],
+    "fp8 in bits": ["--quant_method", "fp8"],
+    "torchao in 8 bits": ["--quant_method", "torchao", "--quant_bits", 8],
+    "torchao in 4 bits": ["--quant_method", "torchao", "--quant_bits", 4],
 }
 RUN = ["--max_steps", 6, "--save_steps", 3, "--logging_steps", 1, "--learning_rate", 5e-3, "--add_version", "false"]
 RUN += ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 1, "--split_dataset_ratio", 0]
@@ -62,6 +65,8 @@ def logits(model) -> torch.Tensor:
 @pytest.mark.parametrize("kind, dora", [*FAST, *(pytest.param(*case, marks=pytest.mark.slow) for case in SLOW)])
 def test_training_resuming_and_both_merges(tmp_path, monkeypatch, kind, dora):
     monkeypatch.setenv("SWIFT_CACHE", str(tmp_path / "cache"))
+    if "torchao" in kind:
+        pytest.importorskip("torchao")
     base = tiny.checkpoint(tmp_path / "base", "qwen3_moe" if "experts" in kind else "qwen3", moe_intermediate_size=64)
     model, loading = quantized(tmp_path, base, kind)
     losses, adapter = trained(tmp_path, model, "run", *loading, "--use_dora", dora)

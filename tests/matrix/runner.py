@@ -29,7 +29,7 @@ PRELOADED = (
     *("swift.config.parse", "swift.export.calibration", "swift.launch", "swift.train.tensorboard"),
     *("transformers.models.auto.processing_auto", "transformers.models.auto.video_processing_auto"),
     *("swift.advise.fit", "swift.data.encoded", "swift.engines.pt", "swift.export.export", "swift.export.merge"),
-    *("swift.models.bnb", "swift.models.tuners", "swift.train.arguments", "swift.train.benchmarks"),
+    *("swift.models.quantizers", "swift.models.tuners", "swift.train.arguments", "swift.train.benchmarks"),
     *("swift.train.build", "swift.train.curves", "swift.train.loop", "swift.train.run", "swift.train.sft"),
     *("transformers.trainer", "transformers.quantizers.quantizer_bnb_4bit", "transformers.generation"),
 )

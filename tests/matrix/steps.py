@@ -267,9 +267,9 @@ def _dequantized(model) -> dict[str, Any]:
     import bitsandbytes as bnb
     from transformers.pytorch_utils import Conv1D
 
-    from swift.models.packed import PackedExperts
+    from swift.models.packed import PackedWeight
 
-    found = {name: p.plain() for name, p in model.named_parameters() if isinstance(p, PackedExperts)}
+    found = {name: p.plain() for name, p in model.named_parameters() if isinstance(p, PackedWeight)}
     for name, layer in model.named_modules():
         if isinstance(layer, bnb.nn.Linear4bit):
             numbers = bnb.functional.dequantize_4bit(layer.weight.data, layer.weight.quant_state)

@@ -121,10 +121,25 @@ def test_quantization_while_loading(llama, monkeypatch):
     monkeypatch.setattr(planning.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(MissingPackage, match="pip install bitsandbytes"):
         plan(llama, quant=bnb)
-    with pytest.raises(NotBuiltYet):
-        plan(llama, quant={"quant_method": "hqq", "quant_bits": 4})
-    with pytest.raises(UsageError):
-        plan(llama, quant={"quant_bits": 4})
+    with pytest.raises(MissingPackage, match="pip install torchao"):
+        plan(llama, quant={"quant_method": "torchao", "quant_bits": 8})
+
+
+@pytest.mark.parametrize(
+    "method, bits, fix",
+    [
+        ("hqq", 4, "--quant_method bnb"),
+        ("quanto", 8, "--quant_method torchao"),
+        ("awq", 4, "swift export"),
+        (None, 4, "--quant_method bnb"),
+        ("fp8", 4, "--quant_bits 8"),
+        ("torchao", None, "--quant_bits 8 or --quant_bits 4"),
+    ],
+)
+def test_what_can_not_quantize_while_loading_says_what_can(llama, method, bits, fix):
+    with pytest.raises(UsageError) as refused:
+        plan(llama, quant={"quant_method": method, "quant_bits": bits})
+    assert fix in refused.value.fix
 
 
 @pytest.mark.parametrize("bits", [4, 8])

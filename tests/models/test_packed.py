@@ -9,10 +9,10 @@ from swift.config.model import ModelOptions, QuantizationOptions
 from swift.config.tuner import TunerOptions
 from swift.hub import check_model_files
 from swift.models.adapted import AdaptedExperts
-from swift.models.bnb import quantized_weights, weight_bytes
+from swift.models.quantized import quantized_weights, weight_bytes
 from swift.models.device import pick_device
 from swift.models.load import load_model
-from swift.models.packed import PackedExperts, pack
+from swift.models.packed import PackedWeight, pack
 from swift.models.plan import plan_loading
 from swift.models.tuners import apply_tuner
 from tests import tiny
@@ -44,21 +44,37 @@ def test_four_bits_are_those_of_bitsandbytes(kind):
         torch.testing.assert_close(mine, theirs, rtol=2**-8, atol=1e-7)
 
 
+def test_blocks_of_fp8_are_those_of_the_checkpoints():
+    plain = experts(shape=(3, 200, 192))
+    packed = pack(plain, "fp8")
+    for one, codes, scales in zip(plain, packed.codes, packed.scales, strict=True):
+        torch.testing.assert_close(tiny.dequantize_blocks(codes, scales), pack(one, "fp8").plain())
+        torch.testing.assert_close(pack(one, "fp8").plain(), one, rtol=0.07, atol=one.abs().max().item() / 448)
+
+
+def test_four_bit_integers_span_every_group():
+    plain = experts(shape=(2, 16, 192)) + 0.1
+    off = (pack(plain, "int4").plain() - plain).unflatten(-1, (-1, 64)).abs()
+    grouped = plain.unflatten(-1, (-1, 64))
+    step = (grouped.amax(-1, keepdim=True) - grouped.amin(-1, keepdim=True)) / 15
+    assert (off <= step * 0.55 + 0.3 * 2**-8).all() and off.max() > step.max() * 0.4
+
+
 @pytest.mark.parametrize("columns", [16, 32, 64, 96])
 def test_four_bits_are_as_near_for_narrow_experts(columns):
     plain = experts(shape=(2, 64, columns))
     assert (pack(plain, "nf4").plain() - plain).norm() < 0.11 * plain.norm()
 
 
-@pytest.mark.parametrize("kind", ["int8", "nf4"])
+@pytest.mark.parametrize("kind", ["int8", "nf4", "int4", "fp8"])
 def test_picking_and_turning_stay_packed_and_give_the_plain_numbers(kind):
     packed = pack(experts(), kind)
     plain, x = packed.plain(), torch.randn(5, 64, requires_grad=True)
     one = packed[torch.tensor(2)]
-    assert isinstance(one, PackedExperts) and isinstance(one.t(), PackedExperts)
+    assert isinstance(one, PackedWeight) and isinstance(one.t(), PackedWeight)
     torch.testing.assert_close(one.plain(), plain[2])
     few = packed[torch.tensor([3, 0])]
-    assert isinstance(few, PackedExperts) and torch.equal(few.plain(), plain[[3, 0]])
+    assert isinstance(few, PackedWeight) and torch.equal(few.plain(), plain[[3, 0]])
     assert torch.equal(packed.transpose(1, 2).plain(), plain.transpose(1, 2))
     result = torch.nn.functional.linear(x, packed[1])
     torch.testing.assert_close(result, x @ plain[1].T)
@@ -68,19 +84,30 @@ def test_picking_and_turning_stay_packed_and_give_the_plain_numbers(kind):
     torch.testing.assert_close(packed + 1, plain + 1)
 
 
-def quantized(path, bits, dtype="bfloat16", **options):
+def quantized(path, bits, dtype="bfloat16", method="bnb", **options):
     files = check_model_files(path)
-    options = QuantizationOptions(quant_method="bnb", quant_bits=bits, **options)
+    options = QuantizationOptions(quant_method=method, quant_bits=bits, **options)
     plan = plan_loading(ModelOptions(torch_dtype=dtype), options, files, pick_device(True), training=True)
     return load_model(path, plan), plan
 
 
-@pytest.mark.parametrize("bits,share,most", [(8, 0.56, 0.05), (4, 0.31, 0.35)])
-def test_a_mixture_of_experts_really_shrinks_and_answers_alike(tmp_path, bits, share, most):
+@pytest.mark.parametrize(
+    "method, bits, share, most",
+    [
+        ("bnb", 8, 0.56, 0.05),
+        ("bnb", 4, 0.31, 0.35),
+        ("fp8", 8, 0.51, 0.1),
+        ("torchao", 8, 0.56, 0.05),
+        ("torchao", 4, 0.34, 0.35),
+    ],
+)
+def test_a_mixture_of_experts_really_shrinks_and_answers_alike(tmp_path, method, bits, share, most):
+    if method == "torchao":
+        pytest.importorskip("torchao")
     shape = dict(hidden_size=128, moe_intermediate_size=128, num_experts=16, head_dim=32)
     tiny.checkpoint(tmp_path / "moe", "qwen3_moe", **shape)
     plain = tiny.model("qwen3_moe", **shape).bfloat16()
-    model, plan = quantized(tmp_path / "moe", bits)
+    model, plan = quantized(tmp_path / "moe", bits, method=method)
     body = sum(p.numel() for n, p in plain.named_parameters() if "embed" not in n and "lm_head" not in n)
     outside = sum(p.nbytes for n, p in plain.named_parameters() if "embed" in n or "lm_head" in n)
     assert weight_bytes(model) - outside < share * 2 * body
@@ -141,7 +168,7 @@ def test_lora_over_packed_experts_is_lora_over_the_plain_numbers(tmp_path, famil
     twin = tiny.model(family, **FUSED[family])
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if isinstance(parameter, PackedExperts):
+            if isinstance(parameter, PackedWeight):
                 twin.get_parameter(name).copy_(parameter.plain())
             elif "proj.weight" in name and hasattr(parameter, "quant_state"):
                 plain = bnb.functional.dequantize_4bit(parameter, parameter.quant_state)
@@ -151,7 +178,7 @@ def test_lora_over_packed_experts_is_lora_over_the_plain_numbers(tmp_path, famil
     monkeypatch.setattr(AdaptedExperts, "summed", lambda self: pytest.fail("all experts of a layer were unpacked"))
     tuner = TunerOptions(target_modules=("all-experts",), lora_dropout=0.0)
     ids, kept, found = torch.arange(7, 40).unsqueeze(0), [], []
-    shapes = {p.shape for p in model.parameters() if isinstance(p, PackedExperts)}
+    shapes = {p.shape for p in model.parameters() if isinstance(p, PackedWeight)}
     for one in (model, twin):
         torch.manual_seed(3)
         tuned = apply_tuner(one, tuner).train()
@@ -163,7 +190,7 @@ def test_lora_over_packed_experts_is_lora_over_the_plain_numbers(tmp_path, famil
             with torch.autograd.graph.saved_tensors_hooks(lambda t: kept.append(t) or t, lambda t: t):
                 loss = tuned(input_ids=ids, labels=ids).loss
             if one is model:
-                assert not [t.shape for t in kept if t.shape in shapes and not isinstance(t, PackedExperts)]
+                assert not [t.shape for t in kept if t.shape in shapes and not isinstance(t, PackedWeight)]
             loss.backward()
         found.append((loss, {n: p.grad for n, p in tuned.named_parameters() if p.grad is not None}))
     (mine, own), (theirs, wanted) = found
