@@ -1,17 +1,18 @@
 """Perplexity of what `swift export` writes, for each method, on a text that no calibration row comes from.
 
-python benchmarks/methods.py --model DIR --rows alpaca.json --text FILE [--only awq gptq ...]
+python benchmarks/methods.py --model DIR --rows alpaca.json --text FILE ... [--only awq gptq ...]
+    [--llama_python PYTHON_WITH_LLAMA_CPP]
 
 Every result is written by the command, and read back as `swift infer` would (GGUF: by transformers, dequantized).
-Judged on --windows windows of 512 tokens of --text in float32; `error` is the standard error of the mean over windows,
-of the difference to the source (paired).
+Judged on --windows windows of 512 tokens of each --text in float32; behind the perplexity what is added to the loss,
+with the standard error over the windows (paired). "llama.cpp TYPE": its own quantizer on our F16 file.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import math
+import subprocess
 import tempfile
 import time
 from pathlib import Path
@@ -43,6 +44,12 @@ METHODS = {
     "awq 4": ["--quant_method", "awq", "--group_size", "64"],
     "awq 4 search": ["--quant_method", "awq", "--group_size", "64", "--quant_search", "true"],
 }
+LLAMA_TYPES = {"llama.cpp Q4_0": 2, "llama.cpp Q8_0": 7, "llama.cpp Q4_K_M": 15}
+LLAMA = (
+    "import sys, ctypes, llama_cpp as l; p = l.llama_model_quantize_default_params(); p.nthread = 1\n"
+    "p.ftype = int(sys.argv[3]); sys.exit(l.llama_model_quantize(sys.argv[1].encode(), sys.argv[2].encode(), "
+    "ctypes.byref(p)))"
+)
 CALIBRATION = ["--quant_n_samples", "32", "--max_length", "256"]
 
 
@@ -66,41 +73,59 @@ def load(directory: Path):
     return load_model(directory, plan)
 
 
+def write(name: str, options: argparse.Namespace, out: Path) -> float | None:
+    """Write the model of this name to `out`; CPU-seconds, None where the command failed."""
+    if name in LLAMA_TYPES:
+        words = METHODS["gguf F16"]
+    else:
+        words = METHODS[name] or ["--quant_method", name]
+    calibrated = name.split()[0] in ("awq", "gptq") or name.endswith("rows")
+    rows = ["--dataset", options.rows, *CALIBRATION] if calibrated else []
+    start = time.process_time()
+    if swift(["export", "--model", options.model, *words, *rows, "--output_dir", str(out)]):
+        return None
+    if name in LLAMA_TYPES:
+        plain = next(out.glob("*.gguf"))
+        command = [options.llama_python, "-c", LLAMA, plain, out / "llama.gguf", str(LLAMA_TYPES[name])]
+        subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
+        plain.unlink()
+    return time.process_time() - start
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--model", required=True)
     parser.add_argument("--rows", required=True)
-    parser.add_argument("--text", required=True)
+    parser.add_argument("--text", required=True, nargs="+")
     parser.add_argument("--windows", type=int, default=16)
     parser.add_argument("--only", nargs="*", default=list(METHODS))
+    parser.add_argument("--llama_python")
     options = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(options.model)
-    ids = tokenizer(Path(options.text).read_text(encoding="utf-8"))["input_ids"]
-    step = max(512, len(ids) // options.windows)
-    windows = torch.stack([torch.tensor(ids[i * step : i * step + 512]) for i in range(options.windows)])
-    source = losses(load(Path(options.model)), windows)
-    print(f"source {math.exp(source.mean()):.3f}", flush=True)
+    windows = {}
+    for text in options.text:
+        ids = tokenizer(Path(text).read_text(encoding="utf-8"))["input_ids"]
+        step = max(512, len(ids) // options.windows)
+        windows[text] = torch.stack([torch.tensor(ids[i * step : i * step + 512]) for i in range(options.windows)])
+    model = load(Path(options.model))
+    source = {text: losses(model, found) for text, found in windows.items()}
+    del model
+    print("| source |", " | ".join(f"{math.exp(found.mean()):.3f}" for found in source.values()), flush=True)
     for name in options.only:
         with tempfile.TemporaryDirectory() as folder:
             out = Path(folder) / "out"
-            words = METHODS[name] or ["--quant_method", name]
-            calibrated = name.split()[0] in ("awq", "gptq") or name.endswith("rows")
-            rows = ["--dataset", options.rows, *CALIBRATION] if calibrated else []
-            start = time.process_time()
-            code = swift(["export", "--model", options.model, *words, *rows, "--output_dir", str(out)])
-            if code:
-                print(f"{name}: exit {code}", flush=True)
+            spent = write(name, options, out)
+            if spent is None:
+                print(f"{name}: refused or failed", flush=True)
                 continue
-            spent = time.process_time() - start
             size = sum(f.stat().st_size for f in out.iterdir() if f.suffix in (".safetensors", ".gguf"))
-            found = losses(load(out), windows)
-            gap = found - source
-            report = json.loads((out / "quantization_report.json").read_text())
-            print(
-                f"| {name} | {math.exp(found.mean()):.3f} | {gap.mean():+.4f} ± {gap.std() / len(gap) ** 0.5:.4f} | "
-                f"{size / 1e6:.0f} MB | {report['divergence']:.4f} | {spent:.0f} |",
-                flush=True,
-            )
+            model, cells = load(out), []
+            for text, found in windows.items():
+                now = losses(model, found)
+                gap = now - source[text]
+                error = gap.std() / len(gap) ** 0.5
+                cells.append(f"{math.exp(now.mean()):.3f} ({gap.mean():+.4f} ± {error:.4f})")
+            print(f"| {name} | {' | '.join(cells)} | {size / 1e6:.0f} MB | {spent:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

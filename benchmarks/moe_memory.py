@@ -60,10 +60,10 @@ def measure(directory: Path, bits: int, train: bool) -> dict:
     from swift.config.model import ModelOptions, QuantizationOptions
     from swift.config.tuner import TunerOptions
     from swift.hub import check_model_files
-    from swift.models.quantized import weight_bytes
     from swift.models.device import pick_device
     from swift.models.load import load_model
     from swift.models.plan import plan_loading
+    from swift.models.quantized import weight_bytes
     from swift.models.tuners import apply_tuner
 
     torch.set_num_threads(1)

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from swift.config.model import ModelOptions, QuantizationOptions
-from swift.errors import MissingPackage, ModelFileError, NotBuiltYet, ResourceError, UsageError
+from swift.errors import MissingPackage, ModelFileError, ResourceError, UsageError
 from swift.hub import check_model_files
 from swift.models import plan as planning
 from swift.models.device import Device, _cpu, pick_device

@@ -9,11 +9,11 @@ from swift.config.model import ModelOptions, QuantizationOptions
 from swift.config.tuner import TunerOptions
 from swift.hub import check_model_files
 from swift.models.adapted import AdaptedExperts
-from swift.models.quantized import quantized_weights, weight_bytes
 from swift.models.device import pick_device
 from swift.models.load import load_model
 from swift.models.packed import PackedWeight, pack
 from swift.models.plan import plan_loading
+from swift.models.quantized import quantized_weights, weight_bytes
 from swift.models.tuners import apply_tuner
 from tests import tiny
 
