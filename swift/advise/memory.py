@@ -63,7 +63,7 @@ class Training:
     """Options of one training step, as plain values; `label_share`: share of the tokens that the loss sees.
     `lean_head`: logits exist in chunks only, and their gradient is taken on the way.
 
-    `weight_bits`: 8 or 4 quantized while loading, 0 for plain weights of `dtype`. `rows_differ`: rows of a batch differ in
+    `weight_bits`: 8 or 4 quantized on load, 0 for plain weights of `dtype`. `rows_differ`: rows of a batch differ in
     length, so there is padding and an attention mask. `spread`: what each of the data-parallel processes holds.
     `fused`: LoRA layers are fused, `light` their MLPs' insides computed again.
     `glibc`: memory comes from the C library's own allocator (CPU). `device`: cpu, cuda, npu, mps.
