@@ -8,8 +8,8 @@ from swift.advise.model_facts import ModelFacts
 from swift.advise.rows import RowFacts
 from swift.advise.spread import Spread
 from swift.config.commands import SftConfig
+from swift.config.model import ON_LOAD
 from swift.errors import UsageError
-from swift.models.plan import ON_LOAD
 from swift.train.deepspeed_options import read_deepspeed, stage
 from swift.train.fsdp_options import read_fsdp
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from swift.config.options import option
 
 DTYPES = ("bfloat16", "float16", "float32")
+# what can quantize while loading, and the bits that it has
+ON_LOAD = {"bnb": (8, 4), "torchao": (8, 4), "fp8": (8,)}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from swift.config.model import ModelOptions, QuantizationOptions
+from swift.config.model import ON_LOAD, ModelOptions, QuantizationOptions
 from swift.config.packages import bnb_switched_off
 from swift.errors import MissingPackage, ModelFileError, NotBuiltYet, ResourceError, UsageError
 from swift.hub.files import ModelFiles
@@ -38,8 +38,6 @@ PACKAGES = {
     "higgs": ("flute", "flute-kernel"),
 }
 UNPACKED = ("awq", "gptq")  # swift.models.unpacked reads these
-# what can quantize while loading, and the bits that it has
-ON_LOAD = {"bnb": (8, 4), "torchao": (8, 4), "fp8": (8,)}
 INSTEAD = {
     "quanto": "--quant_method torchao --quant_bits 8 (optimum-quanto has had no release since March 2025)",
     "hqq": "--quant_method bnb --quant_bits 4 (transformers 5 has no HQQ)",
