@@ -19,6 +19,7 @@ from swift.engines.protocol import Engine, Sampling
 from swift.errors import UsageError
 from swift.hub import LocalModel, ModelFiles, check_adapter_files, check_model_files, resolve_model, resolve_options
 from swift.hub.files import read_json_object
+from swift.models import imports
 from swift.models.heads import is_classifier
 from swift.models.sentence import has_layout
 from swift.runs import ARGS, file_digest, read_args, verify_dir
@@ -256,7 +257,8 @@ def load_pt(config: EngineConfig, source: Source) -> tuple[Any, Any, Any]:
 
 def build_pt(config: EngineConfig, source: Source) -> tuple[Engine, Any]:
     """The in-process engine with its ChatEncoder. Imports torch and loads the weights."""
-    from swift.engines.pt import PtEngine
+    with imports.left_out(imports.unused(config, source.files)):
+        from swift.engines.pt import PtEngine
 
     model, tokenizer, encoder = load_pt(config, source)
     engine = PtEngine(

@@ -6,6 +6,7 @@ Long arrays (the vocabulary, the merges) are skipped: only their length is kept.
 
 from __future__ import annotations
 
+import functools
 import math
 import struct
 from collections.abc import Mapping
@@ -83,9 +84,14 @@ class _Reader:
 
 def read_gguf(path: Path) -> GgufHeader:
     """Metadata and tensor types of a GGUF file; ModelFileError when it is cut short or no GGUF file."""
+    facts = path.stat()
+    return _read(path, facts.st_size, facts.st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=8)
+def _read(path: Path, size: int, _changed: int) -> GgufHeader:
     import mmap
 
-    size = path.stat().st_size
     with open(path, "rb") as file:
         if file.read(4) != b"GGUF":
             raise ModelFileError("not a GGUF file (its first bytes are not 'GGUF')", where=str(path), fix=AGAIN)

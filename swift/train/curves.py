@@ -43,18 +43,22 @@ def smoothed(values: Sequence[float], weight: float = 0.9) -> list[float]:
 
 
 def save_images(records: Sequence[dict[str, Any]], directory: Path) -> list[Path]:
-    """Draw every curve that has at least one point; the files written."""
+    """Draw every curve that has at least two points; the files written."""
+    curves = {}
+    for name, (title, keys) in IMAGES.items():
+        drawn = [(key, *series(records, key)) for key in keys]
+        drawn = [(key, steps, values) for key, steps, values in drawn if steps]
+        if any(len(steps) > 1 for _, steps, _ in drawn):
+            curves[name] = (title, drawn)
+    if not curves:
+        return []
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     written = []
-    for name, (title, keys) in IMAGES.items():
-        drawn = [(key, *series(records, key)) for key in keys]
-        drawn = [(key, steps, values) for key, steps, values in drawn if steps]
-        if not drawn:
-            continue
-        directory.mkdir(exist_ok=True)
-        figure = Figure(figsize=(8, 5), dpi=100, layout="constrained")
+    directory.mkdir(exist_ok=True)
+    for name, (title, drawn) in curves.items():
+        figure = Figure(figsize=(8, 5), dpi=100)
         FigureCanvasAgg(figure)
         axes = figure.add_subplot()
         for key, steps, values in drawn:

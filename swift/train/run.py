@@ -19,9 +19,10 @@ from swift.config.record import save_args
 from swift.errors import CheckpointError, ResourceError, UsageError
 from swift.hub import check_disk
 from swift.hub.resources import human_bytes
+from swift.models import imports
 from swift.models.device import Device, pick_device
 from swift.models.plan import LoadPlan, plan_loading
-from swift.train import elastic, imports, manifest, summary
+from swift.train import elastic, manifest, summary
 from swift.train.checkpoints import clean_leftovers
 from swift.train.examples import Examples, prepare_examples, save_report
 from swift.train.fsdp_options import read_fsdp

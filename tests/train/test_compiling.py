@@ -55,7 +55,11 @@ def test_what_is_missing_is_said_before_weights_are_read(monkeypatch):
 
 @pytest.mark.parametrize(
     ("family", "fused", "settings"),
-    [("llama", True, {}), ("gemma2", True, {"sliding_window": 6}), ("qwen3", False, {})],
+    [
+        ("llama", True, {}),
+        ("gemma2", True, {"sliding_window": 6}),
+        pytest.param("qwen3", False, {}, marks=pytest.mark.slow),  # whole layers through the compiler: 24 CPU-seconds
+    ],
 )
 def test_loss_and_gradients_are_those_of_transformers(family, fused, settings):
     backend = CompileCounterWithBackend("aot_eager")

@@ -50,12 +50,12 @@ def test_one_value_none_and_values_that_are_no_numbers():
     )
 
 
-def test_a_png_for_every_curve_that_has_points(tmp_path):
+def test_a_png_for_every_curve_of_two_points_and_more(tmp_path):
     records = [
         {"step": i, "loss": 3 / i, "learning_rate": 1e-4, "grad_norm": 1.0, "token_acc": 0.1, "tokens_per_second": 9.0}
         for i in range(1, 40)
     ]
-    records.append({"step": 39, "eval_loss": 0.1, "eval_token_acc": 0.5})
+    records += [{"step": step, "eval_loss": 0.1} for step in (20, 39)] + [{"step": 39, "eval_seq_acc": 0.5}]
     written = save_images(records, tmp_path / "images")
     assert {p.stem for p in written} == {
         "train_loss",

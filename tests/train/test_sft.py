@@ -15,7 +15,8 @@ import pytest
 
 from swift import runs
 from swift.config.commands import SftConfig
-from swift.train import checkpoints, imports
+from swift.models import imports
+from swift.train import checkpoints
 from swift.web.jobs import Job
 from tests import tiny
 from tests.train import support
@@ -68,6 +69,7 @@ def only_run(folder: Path) -> Path:
 QUICK = "--gradient_accumulation_steps 2 --logging_steps 1 --save_steps 2 --num_train_epochs 1 "
 
 
+@pytest.mark.draws
 def test_a_run_directory_holds_everything(sft, tmp_path, model):
     code, said = sft(QUICK + "--split_dataset_ratio 0.2 --system Hi")
     assert code == 0, said
@@ -363,8 +365,10 @@ def test_libraries_that_text_has_no_use_for_are_not_imported_and_can_be_later(tm
     write_rows(tmp_path / "rows.jsonl")
     code = (
         "import sys; from swift.cli import main\n"
-        f"line = 'sft --model {model} --dataset rows.jsonl --output_dir out --use_cpu true --dry_run true'\n"
+        f"line = 'sft --model {model} --dataset rows.jsonl --output_dir out --use_cpu true --max_steps 1'\n"
         "assert main(line.split()) == 0\n"
+        f"assert 'peft' in sys.modules and not set({names}) & set(sys.modules)\n"
+        "assert main('infer --adapters out --prompt hello --max_new_tokens 2 --temperature 0'.split()) == 0\n"
         f"assert 'peft' in sys.modules and not set({names}) & set(sys.modules)\n"
         "import datasets, scipy, sklearn, bitsandbytes"
     )
