@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from typing import Any
+
+import numpy as np
 
 from swift.errors import DataError
 
 IGNORED = -100
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Encoded:
-    """One training row.
+    """One training row; `input_ids`, `labels` and `loss_scale` give it as lists.
 
-    input_ids, labels: same length; a label is the id itself where it is learned, else -100 (not shifted).
-    loss_scale: one weight per token, or None when every learned token weighs 1.
+    ids int32 [tokens]; learned bool [tokens]; scales float64 [tokens], one weight per token, or None when every learned
+    token weighs 1. They may be views of a whole batch: not to be written into.
     truncated: tokens were cut off. lost_end: a learned turn lost its end-of-turn token to the cut.
     notes: short codes of what else happened, for the data report:
       "straddled"             a token reaches over a border of the reply, or its prompt alone has others
@@ -32,22 +35,57 @@ class Encoded:
     for a row of text.
     """
 
-    input_ids: list[int]
-    labels: list[int]
-    loss_scale: list[float] | None = None
+    ids: np.ndarray
+    learned: np.ndarray
+    scales: np.ndarray | None = None
     truncated: bool = False
     lost_end: bool = False
     notes: tuple[str, ...] = ()
     media: dict[str, Any] | None = None
 
+    @classmethod
+    def of(
+        cls, input_ids: Sequence[int], labels: Sequence[int], loss_scale: Sequence[float] | None = None, **more: Any
+    ) -> Encoded:
+        """From lists of the same length; ValueError for a label that is neither its token's id nor -100."""
+        ids, given = np.array(input_ids, np.int32), np.array(labels, np.int32)
+        learned = given != IGNORED
+        if len(ids) != len(given) or not np.array_equal(given[learned], ids[learned]):
+            raise ValueError("labels that are not their ids")
+        return cls(ids, learned, None if loss_scale is None else np.array(loss_scale, np.float64), **more)
+
+    @property
+    def input_ids(self) -> list[int]:
+        return self.ids.tolist()
+
+    @property
+    def labels(self) -> list[int]:
+        """The id itself where it is learned, else -100; not shifted."""
+        return np.where(self.learned, self.ids, IGNORED).tolist()
+
+    @property
+    def loss_scale(self) -> list[float] | None:
+        return None if self.scales is None else self.scales.tolist()
+
     @property
     def length(self) -> int:
-        return len(self.input_ids)
+        return len(self.ids)
 
     @property
     def trained(self) -> int:
         """How many tokens are learned."""
-        return sum(label != IGNORED for label in self.labels)
+        return int(np.count_nonzero(self.learned))
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Encoded):
+            return NotImplemented
+        pairs = ((getattr(self, one.name), getattr(other, one.name)) for one in fields(self))
+        return all(
+            np.array_equal(a, b) if isinstance(a, np.ndarray) and isinstance(b, np.ndarray) else a is b or a == b
+            for a, b in pairs
+        )
+
+    __hash__ = None
 
 
 class RowDropped(DataError):

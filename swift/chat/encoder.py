@@ -21,13 +21,14 @@ from swift.chat.encoded import Encoded, RowDropped
 from swift.chat.facts import TOOL, USER
 from swift.chat.forms import tools_of
 from swift.chat.grounding import grounded
-from swift.chat.label import Planned, label, learned, pieces
+from swift.chat.label import Planned, label, pieces
 from swift.chat.learn_replies import learn_replies
 from swift.chat.media import expand, media_of, placed_media
 from swift.chat.planner import Planner
 from swift.chat.processing import Processing, needed
 from swift.chat.replies import ReplyFormat
 from swift.chat.scheme import parse_scheme
+from swift.chat.segments import Made, assembled
 from swift.chat.shapes import Match, Shapes
 from swift.chat.symbols import is_symbolic
 from swift.chat.tokens import Tokenized, Tokens
@@ -158,15 +159,12 @@ class ChatEncoder:
         except (TemplateError, DataError) as error:
             return error
 
-    def _by_segments(self, matches: Sequence[Match]) -> Iterator[tuple[Encoded, list[int]] | None]:
+    def _by_segments(self, matches: Sequence[Match]) -> Iterator[Made | None]:
         """Rows of known shape, encoded; None for one that has to be tokenized in one piece."""
-        texts = [text for match in matches if match.shape.segments for text in match.variable()]
-        ids = iter(self._tokens.separate(texts) if texts else ())
-        eos = self.tokenizer.eos_token_id
+        cut = [(match.shape.segments, match.texts) for match in matches if match.shape.segments is not None]
+        found = iter(assembled(cut, self._tokens) if cut else ())
         for match in matches:
-            found = match.shape.tokens(ids) if match.shape.segments else None
-            plan = match.shape.plan
-            yield found and learned(plan, *found, plan.notes, eos)
+            yield None if match.shape.segments is None else next(found)
 
     def _outcome(self, made: Any, tokenized: Iterator[Tokenized]) -> list[Encoded] | TemplateError | DataError:
         if isinstance(made, list):
@@ -180,12 +178,12 @@ class ChatEncoder:
         whole, _ = made
         return [whole] if self.max_length is None or whole.length <= self.max_length else self._parts([made])
 
-    def _whole(self, plan: Planned, tokenized: Tokenized) -> tuple[Encoded, list[int]]:
+    def _whole(self, plan: Planned, tokenized: Tokenized) -> Made:
         if plan.media:
             return expand(plan, tokenized, self._tokens, self.processor)
         return label(plan, tokenized, self._tokens)
 
-    def _parts(self, wholes: Sequence[tuple[Encoded, list[int]]]) -> list[Encoded] | RowDropped:
+    def _parts(self, wholes: Sequence[Made]) -> list[Encoded] | RowDropped:
         found: list[Encoded] = []
         dropped: list[RowDropped] = []
         for whole, ends in wholes:

@@ -7,7 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from swift.chat.encoded import IGNORED, Encoded, RowDropped
+import numpy as np
+
+from swift.chat.encoded import Encoded, RowDropped
 from swift.chat.render import Span
 from swift.chat.tokens import Tokenized, Tokens
 
@@ -45,29 +47,22 @@ def label(planned: Planned, tokenized: Tokenized, tokens: Tokens) -> tuple[Encod
     ids, eos = tokenized.ids, tokens.tokenizer.eos_token_id
     if planned.raw:
         ids = ids if eos is None or ids[-1:] == [eos] else [*ids, eos]
-        return Encoded(ids, list(ids)), [len(ids)]
+        return Encoded(np.array(ids, np.int32), np.ones(len(ids), np.bool_)), [len(ids)]
     found = [tokens.positions(tokenized, span) for span, _ in planned.spans]
     straddled = any(reached and not (i and planned.goes_on[i - 1]) for i, (_, _, reached) in enumerate(found))
     notes = (*planned.notes, "straddled") if straddled else planned.notes
-    return learned(planned, ids, [(first, last) for first, last, _ in found], notes, eos)
-
-
-def learned(
-    planned: Planned, ids: list[int], ranges: Sequence[Span], notes: tuple[str, ...], eos: int | None
-) -> tuple[Encoded, list[int]]:
-    """The whole row when the token range of each learned span is known, and where learned turns end."""
-    labels = [IGNORED] * len(ids)
-    scale = [0.0] * len(ids) if planned.weighted else None
-    for (first, last), (_, weight) in zip(ranges, planned.spans, strict=True):
-        labels[first:last] = ids[first:last] if weight else [IGNORED] * (last - first)
-        if scale is not None:
-            scale[first:last] = [weight] * (last - first)
-    ends = [last for (_, last), goes_on in zip(ranges, planned.goes_on, strict=True) if not goes_on]
+    ranges = [(first, last) for first, last, _ in found]
     if planned.add_end and eos is not None:
-        ids, labels = [*ids, eos], [*labels, eos]
-        scale = None if scale is None else [*scale, planned.spans[-1][1]]
-        ends[-1] = len(ids)
-    return Encoded(ids, labels, scale, notes=notes), ends
+        ids = [*ids, eos]
+        ranges[-1] = (ranges[-1][0], len(ids))
+    learned = np.zeros(len(ids), np.bool_)
+    scales = np.zeros(len(ids)) if planned.weighted else None
+    for (first, last), (_, weight) in zip(ranges, planned.spans, strict=True):
+        learned[first:last] = bool(weight)
+        if scales is not None:
+            scales[first:last] = weight
+    ends = [last for (_, last), goes_on in zip(ranges, planned.goes_on, strict=True) if not goes_on]
+    return Encoded(np.array(ids, np.int32), learned, scales, notes=notes), ends
 
 
 def pieces(whole: Encoded, ends: Sequence[int], limit: int | None, strategy: str) -> list[Encoded]:
@@ -75,7 +70,7 @@ def pieces(whole: Encoded, ends: Sequence[int], limit: int | None, strategy: str
 
     delete: nothing, and so for a row with media. left, right: the side that is cut away. split: all of it, in pieces.
     """
-    length = len(whole.input_ids)
+    length = whole.length
     if limit is None or length <= limit:
         return [whole]
     if strategy == "delete" or whole.media is not None:
@@ -94,12 +89,12 @@ def pieces(whole: Encoded, ends: Sequence[int], limit: int | None, strategy: str
 def _cut(whole: Encoded, cut: Span, ends: Sequence[int]) -> Encoded:
     """The tokens [start, stop) of a row; it loses an end where a learned turn goes on behind `stop`."""
     start, stop = cut
-    goes_on = stop < len(whole.labels) and whole.labels[stop] != IGNORED and stop not in ends
+    goes_on = stop < whole.length and bool(whole.learned[stop]) and stop not in ends
     return replace(
         whole,
-        input_ids=whole.input_ids[start:stop],
-        labels=whole.labels[start:stop],
-        loss_scale=None if whole.loss_scale is None else whole.loss_scale[start:stop],
+        ids=whole.ids[start:stop],
+        learned=whole.learned[start:stop],
+        scales=None if whole.scales is None else whole.scales[start:stop],
         truncated=True,
         lost_end=goes_on,
     )

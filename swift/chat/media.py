@@ -13,7 +13,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from swift.chat.encoded import IGNORED, Encoded
+import numpy as np
+
+from swift.chat.encoded import Encoded
 from swift.chat.label import Planned, label
 from swift.chat.processing import Processed, Processing
 from swift.chat.tokens import Tokenized, Tokens
@@ -98,13 +100,9 @@ def expand(plan: Planned, tokenized: Tokenized, tokens: Tokens, processing: Proc
     made = processing.run(plan.text, plan.media or {})
     found = None if made.replacements is None else _by_text(plan, made, tokens)
     whole, ends = found or _by_tokens(plan, made, tokenized, tokens)
-    learned = [place for place in made.placeholder_positions() if whole.labels[place] != IGNORED]
-    if learned:
-        labels = list(whole.labels)
-        for place in learned:
-            labels[place] = IGNORED
-        whole = replace(whole, labels=labels)
-    return replace(whole, media={"text": plan.text, **(plan.media or {})}), ends
+    learned = whole.learned.copy()
+    learned[made.placeholder_positions()] = False
+    return replace(whole, learned=learned, media={"text": plan.text, **(plan.media or {})}), ends
 
 
 def _by_text(plan: Planned, made: Processed, tokens: Tokens) -> tuple[Encoded, list[int]] | None:
@@ -119,12 +117,12 @@ def _by_text(plan: Planned, made: Processed, tokens: Tokens) -> tuple[Encoded, l
     tail = len(made.ids) - lead - len(tokenized.ids)
     if tail and plan.add_end:
         return None
-    scale = whole.loss_scale
+    added = whole.ids[len(tokenized.ids) :]
     return replace(
         whole,
-        input_ids=[*made.ids, *whole.input_ids[len(tokenized.ids) :]],
-        labels=[IGNORED] * lead + whole.labels + [IGNORED] * tail,
-        loss_scale=None if scale is None else [0.0] * lead + scale + [0.0] * tail,
+        ids=np.concatenate([np.array(made.ids, np.int32), added]),
+        learned=np.pad(whole.learned, (lead, tail)),
+        scales=None if whole.scales is None else np.pad(whole.scales, (lead, tail)),
     ), [end + lead for end in ends]
 
 
@@ -138,16 +136,15 @@ def _by_tokens(plan: Planned, made: Processed, tokenized: Tokenized, tokens: Tok
     """For a processor that doesn't say what it replaced: match the tokens of the text with its own."""
     encoded, ends = label(replace(plan, add_end=False), tokenized, tokens)
     source = _alignment(encoded.input_ids, made.ids)
-    labels = [IGNORED if i is None else encoded.labels[i] for i in source]
-    scale = encoded.loss_scale and [0.0 if i is None else encoded.loss_scale[i] for i in source]
-    moved = [token for token in labels if token != IGNORED]
-    if moved != [token for token in encoded.labels if token != IGNORED] or any(
-        label not in (IGNORED, token) for label, token in zip(labels, made.ids, strict=True)
-    ):
+    ids, whence = np.array(made.ids, np.int32), np.array([-1 if i is None else i for i in source], np.int64)
+    learned = (whence >= 0) & encoded.learned[whence]
+    moved = ids[learned]
+    if not (np.array_equal(moved, encoded.ids[encoded.learned]) and (moved == encoded.ids[whence[learned]]).all()):
         raise TemplateError("the processor changes the text beyond its media placeholders", where="processor")
+    scales = encoded.scales if encoded.scales is None else np.where(whence >= 0, encoded.scales[whence], 0.0)
     place = {i: k for k, i in enumerate(source) if i is not None}
     ends = [place[end - 1] + 1 for end in ends if end - 1 in place]
-    return replace(encoded, input_ids=list(made.ids), labels=labels, loss_scale=scale), ends
+    return replace(encoded, ids=ids, learned=learned, scales=scales), ends
 
 
 def _alignment(short: Sequence[int], long: Sequence[int]) -> list[int | None]:

@@ -11,14 +11,14 @@ What has no shape (tools, reasoning, media, templates that rewrite texts) is enc
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from swift.chat.label import Planned
-from swift.chat.render import Span
-from swift.chat.symbols import FIRST, SYMBOL, Guard, Origin, Recorder, SymbolicTemplate, Untraceable, fills, is_symbolic
+from swift.chat.label import Planned, label
+from swift.chat.segments import Segments, assembled, segmented
+from swift.chat.symbols import Guard, Origin, Recorder, SymbolicTemplate, Untraceable, fills, is_symbolic, split
 from swift.chat.tokens import Tokens
 from swift.errors import DataError, TemplateError
 
@@ -29,38 +29,20 @@ SEQUENCES = 2000
 Plan = Callable[[Mapping[str, Any], SymbolicTemplate], "list[Planned]"]
 
 
-@dataclass(frozen=True)
-class Segment:
-    """A stretch between control tokens. ids: of a constant one. pieces: its constant texts and numbers of symbols."""
-
-    ids: list[int] | None = None
-    pieces: tuple[str | int, ...] = ()
-
-
-@dataclass(frozen=True)
-class Border:
-    """Where learning starts: in segment `segment`, behind the tokens `header` (of its constant beginning)."""
-
-    segment: int
-    header: list[int]
-
-
 @dataclass
 class Shape:
-    """plan: the planned row with symbols in its text. segments and borders, None where spans don't end at control
-    tokens. borders: (start, number of the segment before which the span ends) of each span."""
+    """plan: the planned row with symbols in its text. segments: None where spans don't end at control tokens."""
 
     plan: Planned
     origins: list[Origin]
     guards: list[Guard]
     clock: dict[str, str]
-    segments: list[Segment] | None
-    borders: list[tuple[Border, int]]
+    segments: Segments | None
     proofs: int = PROOFS
     pieces: list[str | int] = field(init=False)
 
     def __post_init__(self) -> None:
-        self.pieces = _pieces(self.plan.text)
+        self.pieces = split(self.plan.text)
 
     def texts(self, given: Sequence[str]) -> list[str] | None:
         """The texts of all symbols, None when the shape isn't this row's."""
@@ -88,31 +70,6 @@ class Shape:
         spans = tuple(((moved(a), moved(b)), weight) for (a, b), weight in self.plan.spans)
         return replace(self.plan, text="".join(text), spans=spans)
 
-    def variable(self, texts: Sequence[str]) -> list[str]:
-        """The texts of the segments that are to be tokenized."""
-        return [
-            "".join([piece if isinstance(piece, str) else texts[piece] for piece in segment.pieces])
-            for segment in self.segments
-            if segment.ids is None
-        ]
-
-    def tokens(self, variable: Iterator[list[int]]) -> tuple[list[int], list[Span]] | None:
-        """ids of the row, and the learned token ranges; None where a token reaches over a border. `variable`: the ids
-        of the variable segments, of which it takes as many as it has."""
-        ids: list[int] = []
-        starts: list[int] = []
-        for segment in self.segments:
-            starts.append(len(ids))
-            ids += next(variable) if segment.ids is None else segment.ids
-        starts.append(len(ids))
-        spans = []
-        for border, end in self.borders:
-            first = starts[border.segment] + len(border.header)
-            if ids[starts[border.segment] : first] != border.header:
-                return None
-            spans.append((first, starts[end]))
-        return ids, spans
-
 
 @dataclass(frozen=True)
 class Match:
@@ -123,9 +80,6 @@ class Match:
 
     def planned(self) -> Planned:
         return self.shape.planned(self.texts)
-
-    def variable(self) -> list[str]:
-        return self.shape.variable(self.texts)
 
 
 class Shapes:
@@ -183,8 +137,8 @@ class Shapes:
         for i, message in enumerate(row["messages"]):
             if message["role"] == "assistant":  # a text that itself ends like a turn is looked at the plain way
                 guards += [Guard(i, "ends", closer, False) for closer in self._closers]
-        segments, borders = self._segmented(plans[0])
-        return Shape(plans[0], recorder.origins, guards, dict(self._template.clock.answers), segments, borders)
+        segments = segmented(plans[0], self._tokens)
+        return Shape(plans[0], recorder.origins, guards, dict(self._template.clock.answers), segments)
 
     def _closed(self, plan: Planned) -> bool:
         """Every learned range ends with constant text, so that no text decides where."""
@@ -200,37 +154,12 @@ class Shapes:
         if found != [planned]:
             return False
         if shape.segments is not None:
-            tokens = shape.tokens(iter(self._tokens.separate(shape.variable(texts))))
-            whole = self._tokens.tokenize([planned.text], [False])[0]
-            if tokens is not None and tokens[0] != whole.ids:
+            (made,) = assembled([(shape.segments, texts)], self._tokens)
+            if made is not None and made != label(
+                planned, self._tokens.tokenize([planned.text], [False])[0], self._tokens
+            ):
                 shape.segments = None
         return True
-
-    def _segmented(self, plan: Planned) -> tuple[list[Segment] | None, list[tuple[Border, int]]]:
-        """Cut the text at control tokens. None where the tokenizer or a span doesn't allow it."""
-        cuts = self._tokens.controls(plan.text)
-        if cuts is None:
-            return None, []
-        segments: list[Segment] = []
-        where: list[Span] = []
-        at = 0
-        for start, stop in [*cuts, (len(plan.text), len(plan.text))]:
-            for a, b in ((at, start), (start, stop)):
-                if a < b:
-                    pieces = tuple(_pieces(plan.text[a:b]))
-                    constant = all(isinstance(piece, str) for piece in pieces)
-                    segments.append(Segment(self._tokens.ids(plan.text[a:b]) if constant else None, pieces))
-                    where.append((a, b))
-            at = stop
-        borders = []
-        ends = {b: i + 1 for i, (_, b) in enumerate(where)}
-        for (start, end), _ in plan.spans:
-            segment = next(i for i, (a, b) in enumerate(where) if a <= start < b)
-            header = plan.text[where[segment][0] : start]
-            if end not in ends or is_symbolic(header):
-                return None, []
-            borders.append((Border(segment, self._tokens.ids(header) if header else []), ends[end]))
-        return segments, borders
 
 
 def _read(row: Mapping[str, Any]) -> tuple[tuple[Any, ...], list[str]] | None:
@@ -255,7 +184,3 @@ def _read(row: Mapping[str, Any]) -> tuple[tuple[Any, ...], list[str]] | None:
 
 
 _PLAIN_KEYS = {"role", "content", "loss", "loss_scale"}
-
-
-def _pieces(text: str) -> list[str | int]:
-    return [ord(part) - FIRST if SYMBOL.fullmatch(part) else part for part in SYMBOL.split(text) if part]

@@ -202,6 +202,11 @@ def is_symbolic(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and any(map(is_symbolic, value))
 
 
+def split(text: str) -> list[str | int]:
+    """A text with symbols as its constant texts and numbers of symbols."""
+    return [ord(part) - FIRST if SYMBOL.fullmatch(part) else part for part in SYMBOL.split(text) if part]
+
+
 # --- templates -------------------------------------------------------------------------------------------------------
 
 # Filters and tests that ask a text nothing, or only by the methods above. The others may not be given a symbol.

@@ -11,13 +11,14 @@ import multiprocessing
 import os
 import re
 import sys
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
+
+import numpy as np
 
 from swift.chat import Encoded, RowDropped
 from swift.data.encoded import Builder, EncodedDataset
@@ -129,26 +130,23 @@ def _encode_in_processes(rows: Rows, encoder: Encoder, processes: int, builder: 
 
 def _encode_batch(rows: list[Row], encoder: Encoder, builder: Builder, count: SplitCount) -> None:
     outcomes = encoder.encode_batch(rows)
-    examples = [
-        (row, encoded)
-        for row, outcome in zip(rows, outcomes, strict=True)
-        if isinstance(outcome, list)
-        for encoded in outcome
-    ]
-    kept = builder.add([(row.index, encoded) for row, encoded in examples])
-    uses = Counter(id(row) for (row, _), keep in zip(examples, kept, strict=True) if keep)
-    for (row, encoded), keep in zip(examples, kept, strict=True):
-        if keep:
-            _note_example(row, encoded, count)
-    for row, outcome in zip(rows, outcomes, strict=True):
-        count.rows += 1
-        used = uses[id(row)]
-        if used:
-            count.used += 1
-            count.extra += used - 1
-        else:
-            reason, detail = why_dropped(outcome)
-            count.drops.add(reason, detail, row.source)
+    examples: list[Encoded] = []
+    owners: list[int] = []  # the place of each example's row
+    for place, outcome in enumerate(outcomes):
+        if isinstance(outcome, list):
+            examples += outcome
+            owners += [place] * len(outcome)
+    kept = builder.add([rows[place].index for place in owners], examples)
+    for place, encoded, keep in zip(owners, examples, kept.tolist(), strict=True):
+        if keep and (encoded.notes or encoded.truncated):
+            _note_example(rows[place], encoded, count)
+    uses = np.bincount(np.array(owners, np.int64)[kept], minlength=len(rows))
+    used = int(np.count_nonzero(uses))
+    count.rows += len(rows)
+    count.used += used
+    count.extra += int(uses.sum()) - used
+    for place in np.flatnonzero(uses == 0).tolist():
+        count.drops.add(*why_dropped(outcomes[place]), rows[place].source)
 
 
 def why_dropped(outcome: list[Encoded] | SwiftError) -> tuple[str, str]:
@@ -161,8 +159,7 @@ def why_dropped(outcome: list[Encoded] | SwiftError) -> tuple[str, str]:
 
 
 def _note_example(row: Row, encoded: Encoded, count: SplitCount) -> None:
-    if encoded.notes:
-        count.notes.update(encoded.notes)
+    count.notes.update(encoded.notes)
     if encoded.truncated:
         count.truncated.add("", f"{encoded.length} tokens kept", row.source)
     if encoded.lost_end:

@@ -76,21 +76,21 @@ def _learned(outcome: Any) -> list[Encoded]:
     """The examples of a row that something is learned of."""
     if not isinstance(outcome, list):
         return []
-    return [encoded for encoded in outcome if any(label != IGNORED for label in encoded.labels)]
+    return [encoded for encoded in outcome if encoded.trained]
 
 
 def _part(encoded: Encoded, first: bool, place: str) -> Part:
-    trained = sum(label != IGNORED for label in encoded.labels)
     notes = tuple(encoded.notes)
-    return Part(encoded.length, trained, first, place, notes, encoded.truncated, encoded.lost_end)
+    return Part(encoded.length, encoded.trained, first, place, notes, encoded.truncated, encoded.lost_end)
 
 
 def _example(encoded: Encoded, row_id: int, seen: Seen) -> Example:
     """As `EncodedDataset` gives it, with `seen`."""
-    ids, labels = np.array(encoded.input_ids, np.int64), np.array(encoded.labels, np.int64)
+    ids = encoded.ids.astype(np.int64)
+    labels = np.where(encoded.learned, ids, IGNORED)
     example: Example = {"input_ids": ids, "labels": labels, "row_id": row_id, "seen": seen}
-    if encoded.loss_scale is not None:
-        example["loss_scale"] = np.array(encoded.loss_scale, np.float32)
+    if encoded.scales is not None:
+        example["loss_scale"] = encoded.scales.astype(np.float32)
     if encoded.media:
         example["media"] = encoded.media
     return example
@@ -164,7 +164,7 @@ class Lazy(Sequence[list[Example]]):
         parts = _learned(outcome)
         if not parts:
             seen = Seen((), (Fate(None, *why_dropped(outcome), place),), None)
-            return [_example(Encoded([0], [IGNORED]), row.index, seen)]
+            return [_example(Encoded.of([0], [IGNORED]), row.index, seen)]
         fate = Fate(None, "", "", place)
         return [
             _example(encoded, row.index, Seen((), () if n else (fate,), _part(encoded, n == 0, place)))

@@ -23,6 +23,7 @@ STORED = {"text": "<u1", "starts": "<u8", "ends": "<u8", "file_of": "<u4", "line
 FILES = "files.json"
 _MEDIA = {"images", "videos", "audios"}
 _JSON = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
+_parsed = json.JSONDecoder().raw_decode  # of `compact` text, which has no white space around it
 
 
 class RowError(Exception):
@@ -105,7 +106,7 @@ class RowStore:
 
     def row(self, index: int) -> Row:
         text = str(memoryview(self._text)[self._starts[index] : self._ends[index]], "utf-8")
-        return Row(json.loads(text), self.source(index), index)
+        return Row(_parsed(text)[0], self.source(index), index)
 
     def content_hashes(self) -> np.ndarray:
         """int64 [rows]: equal for rows of equal content; only meaningful inside this process."""

@@ -164,9 +164,8 @@ def _stream(
 def _encoded(sample: list[Example]) -> EncodedDataset:
     builder = Builder()
     for one in sample:
-        scale = one["loss_scale"].tolist() if "loss_scale" in one else None
-        encoded = Encoded(one["input_ids"].tolist(), one["labels"].tolist(), scale, media=one.get("media"))
-        builder.add([(one["row_id"], encoded)])
+        encoded = Encoded.of(one["input_ids"], one["labels"], one.get("loss_scale"), media=one.get("media"))
+        builder.add([one["row_id"]], [encoded])
     return builder.finish()
 
 

@@ -33,6 +33,6 @@ class CharacterEncoder:
         if cut:
             ids, labels = ids[: self.max_length], labels[: self.max_length]
         if "parts" in text:
-            return [Encoded(ids, labels, notes=("part",)), Encoded(ids[:-1], labels[:-1], notes=("part",))]
+            return [Encoded.of(ids, labels, notes=("part",)), Encoded.of(ids[:-1], labels[:-1], notes=("part",))]
         scale = [2.0 if label != IGNORED else 0.0 for label in labels] if "scale" in text else None
-        return [Encoded(ids, labels, scale, truncated=cut, lost_end=cut and labels[-1] != IGNORED)]
+        return [Encoded.of(ids, labels, scale, truncated=cut, lost_end=cut and labels[-1] != IGNORED)]
