@@ -155,9 +155,8 @@ class Shapes:
             return False
         if shape.segments is not None:
             (made,) = assembled([(shape.segments, texts)], self._tokens)
-            if made is not None and made != label(
-                planned, self._tokens.tokenize([planned.text], [False])[0], self._tokens
-            ):
+            whole = self._tokens.tokenize([planned.text], [False])[0]
+            if made is not None and made != label(planned, whole, self._tokens):
                 shape.segments = None
         return True
 
