@@ -285,16 +285,16 @@ def sound(path: Path, seed: int = 0, seconds: float = 0.5, rate: int = 16000) ->
     return str(path)
 
 
-def film(path: Path, frames: int = 20, rate: int = 10, shade: int = 0) -> str:
+def film(path: Path, frames: int = 20, rate: int = 10, shade: int = 0, size: tuple[int, int] = (64, 48)) -> str:
     """A video whose frames grow brighter from `shade` on."""
     import av
     import numpy as np
 
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=rate)
-        stream.width, stream.height = 64, 48
+        stream.width, stream.height = size
         for i in range(frames):
-            frame = av.VideoFrame.from_ndarray(np.full((48, 64, 3), shade + 10 * i, np.uint8), format="rgb24")
+            frame = av.VideoFrame.from_ndarray(np.full((size[1], size[0], 3), shade + 10 * i, np.uint8), format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return str(path)

@@ -176,12 +176,28 @@ class Processing:
         images where it may see none (transformers' mllama), so it can't."""
         return "cross_attention_mask" not in self.run(text, media).tensors
 
+    def tells_apart(self, rows: Sequence[Mapping[str, Any]]) -> bool:
+        """Whether media of these rows' kinds may stand in one batch: not where two kinds with tensors of their own
+        have one placeholder (images and videos of transformers' GLM-4V)."""
+        seen: dict[frozenset[int], frozenset[str]] = {}
+        for row in rows:
+            media = dict(row)
+            made = self.run(media.pop("text"), media)
+            places = frozenset(made.ids) & made.placeholders
+            kinds = frozenset(made.tensors) - frozenset(made.token_aligned())
+            if places and seen.setdefault(places, kinds) != kinds:
+                return False
+        return True
+
     def by_row(self, text: str, media: Mapping[str, Sequence[Any]]) -> frozenset[str]:
         """Names of the tensors whose first dimension counts rows and not media: found by giving the processor one row
-        with every medium twice."""
+        with every medium twice. A processor that takes one medium a row has none: rows without it have no place."""
         if self._by_row is None:
-            twice = self.run(text + text, {name: [*items, *items] for name, items in media.items()})
-            self._by_row = frozenset(name for name, value in twice.tensors.items() if value.shape[:1] == (1,))
+            try:
+                twice = self.run(text + text, {name: [*items, *items] for name, items in media.items()}).tensors
+            except DataError:
+                twice = {}
+            self._by_row = frozenset(name for name, value in twice.items() if value.shape[:1] == (1,))
         return self._by_row
 
 

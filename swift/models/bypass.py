@@ -16,6 +16,7 @@ from functools import cache
 import torch
 from torch import nn
 
+CASTS = ("to", "type")
 # what can be asked of a weight without computing with it
 HARMLESS = {"dtype", "device", "shape", "ndim", "is_meta", "numel", "size", "requires_grad", "register_hook"}
 # conditions of code that no release runs: layers computed in slices as they were in training, to the last bit
@@ -43,9 +44,17 @@ def cast_to(model: nn.Module) -> tuple[str, ...]:
     found = []
     for name, module in model.named_modules():
         for child in sorted(_cast_targets(type(module))):
-            if isinstance(getattr(module, child, None), nn.Linear):
+            if isinstance(_below(module, child), nn.Linear):
                 found.append(f"{name}.{child}" if name else child)
     return tuple(dict.fromkeys(found))
+
+
+def _below(module: nn.Module, path: str) -> nn.Module | None:
+    """The module at a dotted path; None where there is none."""
+    found: nn.Module | None = module
+    for name in path.split("."):
+        found = getattr(found, name, None)
+    return found
 
 
 def has_own_gradients(model: nn.Module) -> bool:
@@ -138,15 +147,25 @@ def _read_past(kind: type) -> frozenset[str]:
 
 @cache
 def _cast_targets(kind: type) -> frozenset[str]:
-    """Names X of children with `.to(self.X.weight.dtype)` in a method that doesn't ask for torch.int8."""
+    """Paths X below a module ("proj", "embeddings.patch_embedding") with `.to(self.X.weight.dtype)`, there or by a
+    variable, in a method that doesn't ask for torch.int8.
+    """
     names: set[str] = set()
     for method in _methods(kind):
         if "torch.int8" in ast.unparse(method):
             continue
+        variables = {
+            target.id: ast.unparse(found.value)
+            for found in ast.walk(method)
+            if isinstance(found, ast.Assign)
+            for target in found.targets
+            if isinstance(target, ast.Name)
+        }
         for call in ast.walk(method):
-            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr == "to":
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute) and call.func.attr in CASTS:
                 for value in (*call.args, *(word.value for word in call.keywords)):
-                    names |= set(re.findall(r"^self\.(\w+)\.weight\.dtype$", ast.unparse(value)))
+                    text = ast.unparse(value)
+                    names |= set(re.findall(r"^self\.([\w.]+)\.weight\.dtype$", variables.get(text, text)))
     return frozenset(names)
 
 

@@ -191,7 +191,15 @@ def _collator(config: SftConfig, prepared: Prepared, tokenizer: Any) -> PadColla
 
 
 def _check_mixture(split: EncodedDataset, processing: Processing) -> None:
-    """UsageError for rows of text beside rows with images where the model can't have both in a batch."""
+    """UsageError for rows of text beside rows with images, or these beside rows with videos, where the model can't have
+    both in a batch.
+    """
+    kinds = {tuple(sorted(name for name in row if row[name])): row for row in split.media.values()}
+    if len(kinds) > 1 and not processing.tells_apart(list(kinds.values())):
+        raise UsageError(
+            "this model can't have images beside videos in one batch: both have the same place in the text",
+            fix="--per_device_train_batch_size 1 --per_device_eval_batch_size 1, or train on one kind",
+        )
     if not 0 < len(split.media) < len(split):
         return
     media = dict(next(iter(split.media.values())))

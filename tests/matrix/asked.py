@@ -62,7 +62,7 @@ class Talks:
             return tiny_vlm.picture(path.with_suffix(".png"), number)
         if kind == "audio":
             return tiny_vlm.sound(path.with_suffix(".wav"), number)
-        return tiny_vlm.film(path.with_suffix(".mp4"), frames=8, rate=4, shade=100 * number)
+        return tiny_vlm.film(path.with_suffix(".mp4"), frames=8, rate=4, shade=100 * number, size=(84, 56))
 
     def rows(self) -> list[dict[str, Any]]:
         rows = [
@@ -91,23 +91,42 @@ class Talks:
 
     @cached_property
     def inputs(self) -> list[dict[str, Any]]:
-        return [self.plain(talk) for talk in self.talks]
+        """With numbers as exact as the model's (Llama 4's processor gives bfloat16)."""
+        return [
+            {name: value.float() if value.is_floating_point() else value for name, value in made.items()}
+            for made in map(self.plain, self.talks)
+        ]
 
     def plain(self, talk: list[dict[str, Any]]) -> dict[str, Any]:
         """What the processor of plain transformers makes of a conversation."""
-        talk = [{**turn, "content": [_read(part) for part in turn["content"]]} for turn in talk]
+        talk = [{**turn, "content": [self._read(part) for part in turn["content"]]} for turn in talk]
         if getattr(self.processor, "video_processor", None):
             self.processor.video_processor.fetch_videos = _by_pyav
-        return dict(
+        made = dict(
             self.processor.apply_chat_template(
                 [talk],
-                chat_template=self.processor.chat_template,
+                chat_template=self.processor.tokenizer.chat_template,
                 tokenize=True,
                 return_dict=True,
                 return_tensors="pt",
                 add_generation_prompt=True,
             )
         )
+        return {name: value for name, value in made.items() if hasattr(value, "is_floating_point")}
+
+    def _read(self, part: dict[str, Any]) -> dict[str, Any]:
+        if part["type"] == "image":
+            from PIL import Image
+
+            return {"type": "image", "image": Image.open(part["image"]).convert("RGB")}
+        if part["type"] == "audio":
+            import soundfile
+            import soxr
+
+            heard, rate = soundfile.read(part["audio"], dtype="float32")
+            hears = getattr(self.processor, "feature_extractor", None) or self.processor.audio_processor
+            return {"type": "audio", "audio": soxr.resample(heard, rate, getattr(hears, "sampling_rate", rate))}
+        return part
 
     def requests(self) -> list[dict[str, Any]]:
         return [{"messages": talk} for talk in self.talks]
@@ -124,18 +143,6 @@ def _says(role: str, content: Any) -> dict[str, Any]:
 
 def _text(words: str) -> dict[str, str]:
     return {"type": "text", "text": words}
-
-
-def _read(part: dict[str, Any]) -> dict[str, Any]:
-    if part["type"] == "image":
-        from PIL import Image
-
-        return {"type": "image", "image": Image.open(part["image"]).convert("RGB")}
-    if part["type"] == "audio":
-        import soundfile
-
-        return {"type": "audio", "audio": soundfile.read(part["audio"], dtype="float32")[0]}
-    return part
 
 
 def _by_pyav(found: Any, sample_indices_fn: Any = None) -> Any:

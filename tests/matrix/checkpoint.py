@@ -36,7 +36,8 @@ def build(model_type: str, path: Path, seed: int = 0) -> Path:
     )
     if processor:
         recipe = senses.recipe_of(model_type)
-        config = tiny_config(model_type, tokens, len(tokenizer), recipe.config, senses.naming(processor, recipe.ids))
+        special = {name: value(tokenizer) if callable(value) else value for name, value in recipe.config.items()}
+        config = tiny_config(model_type, tokens, len(tokenizer), special, senses.naming(processor, recipe.ids))
     else:
         config = tiny_config(model_type, tokens, 512)
     name = class_of(model_type)
@@ -66,7 +67,8 @@ def initialise(model) -> None:
     fused = set(fused_experts(model))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            gate = "gate" in name.rpartition(".")[2] and parameter.numel() == 1
+            own = name.rpartition(".")[2]
+            gate = ("gate" in own and parameter.numel() == 1) or ("alpha" in own and not parameter.any())
             nothing = parameter.ndim >= 2 and not parameter.std() > 1e-6
             if gate or not parameter.isfinite().all():
                 parameter.normal_(std=0.3)

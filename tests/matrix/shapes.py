@@ -196,6 +196,13 @@ def tiny_config(
     return shrinking.shrink(CONFIG_MAPPING[model_type], model_type, TEXT, special or {})
 
 
+def tower(model_type: str, **special: Any) -> dict[str, Any]:
+    """The shrunk config of a part that sees or hears, where the whole has none by default."""
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    return Shrinking({}, 0, lambda config: {}).shrink(CONFIG_MAPPING[model_type], model_type, VISION, special).to_dict()
+
+
 def _get(config: Any, name: str) -> Any:
     """A field; some can't be read because they differ by layer: those exist, and count as 1."""
     try:

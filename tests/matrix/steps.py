@@ -148,7 +148,7 @@ def step_media(case: Case) -> None:
         ids, tensors = encoder.prompt_inputs(talk)
         found = {"input_ids": torch.tensor([ids]), **(tensors or {})}
         for name, tensor in found.items():
-            if not torch.equal(torch.as_tensor(tensor), torch.as_tensor(wanted[name])):
+            if not torch.equal(torch.as_tensor(tensor).to(wanted[name].dtype), wanted[name]):
                 raise Failed(
                     f"{name} of a question with {talk[0]['content'][0]['type']} isn't what its processor gives"
                 )
@@ -245,10 +245,11 @@ def _engine_answers(case: Case, model, tokenizer) -> list[list[int]]:
 def step_generate(case: Case) -> None:
     """The engine's answers to three prompts at once are those of `generate`, one by one."""
     model = plain(case.base, case.sees)
+    model.generation_config.pad_token_id = 0
     wanted = []
     for one in case.asked.inputs:
         try:
-            out = model.generate(**one, max_new_tokens=ANSWER, do_sample=False, pad_token_id=0)
+            out = model.generate(**one, max_new_tokens=ANSWER, do_sample=False)
         except Exception as error:
             raise Failed(f"`generate` of plain transformers fails: {words_of(error)}") from error
         wanted.append(out[0, one["input_ids"].shape[1] :].tolist())

@@ -44,11 +44,14 @@ class Mixer(nn.Module):
         self.read, self.asked, self.typed, self.sliced = (nn.Linear(8, 8) for _ in range(4))
         self.grouped, self.renamed, self.doubled = Grouped(4, 8), Renamed(8, 8), Doubled(8, 8)
         self.router = Router(8, 4)
+        self.patches = nn.ModuleDict({"proj": nn.Linear(8, 8)})
         self.pretraining_tp = 1
         nn.init.zeros_(self.asked.weight)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self.asked(x).to(self.typed.weight.dtype)
+        wanted = self.patches.proj.weight.dtype
+        x = self.patches.proj(x.to(dtype=wanted))
         if self.pretraining_tp > 1:
             x = functional.linear(x, self.sliced.weight[:4])
         return self.typed(x) + functional.linear(x, self.read.weight)
@@ -77,7 +80,7 @@ def test_layers_of_another_shape_are_odd_and_renamed_ones_are_not():
 
 
 def test_layers_to_whose_dtype_inputs_are_cast_stay_out_of_few_bits():
-    assert cast_to(Model()) == ("layers.0.typed", "layers.1.typed")
+    assert cast_to(Model()) == tuple(f"layers.{i}.{name}" for i in (0, 1) for name in ("patches.proj", "typed"))
 
 
 def test_a_model_that_runs_the_backward_of_its_layers_itself_is_known():
