@@ -17,9 +17,10 @@ class Recipe:
     """config: fields over the shrunk ones, "text.NAME" and "vision.NAME" for those of a part; image, video, audio:
     settings of the processors; processor: of the whole; wrap: what the template writes in the place of a medium, {}
     being its placeholder; begins: what it begins with; tokens: special tokens by the name under which the processor
-    asks for them; ids: tokens by the field of the config that holds their id; added: tokens
-    without a name; kind: the processor's class where transformers lists none. without: media that plain transformers itself can't take here; alone: whether rows can't
-    stand in one batch; texts: whether it takes talks without media. A value that is a function gets the tokenizer.
+    asks for them ("": by none); ids: tokens by the field of the config that holds their id; added: tokens without a
+    name; kind: the processor's class where transformers lists none. without: media that plain transformers itself
+    can't take here; alone: whether rows can't stand in one batch; texts: whether it takes talks without media. A value
+    that is a function gets the tokenizer.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
@@ -320,14 +321,16 @@ RECIPES: dict[str, Recipe] = {
     "cosmos3_edge": Recipe(image={"patch_size": PATCH}, video={"patch_size": PATCH}, without=("video",)),
     "gemma4": Recipe(
         config={
-            "vision_config": lambda _: tower("gemma4_vision", patch_size=16),
+            "vision_config": lambda _: tower("gemma4_vision", patch_size=16, position_embedding_size=1024),
             "audio_config": lambda _: tower("gemma4_audio"),
         },
         video={"num_frames": 4},
     ),
     "gemma4_unified": Recipe(
         config={
-            "vision_config": lambda _: tower("gemma4_unified_vision"),
+            "vision_config": lambda _: tower(
+                "gemma4_unified_vision", mm_embed_dim=32, output_proj_dims=32, mm_posemb_size=256, patch_size=16
+            ),
             "audio_config": lambda _: tower("gemma4_unified_audio"),
         },
         video={"num_frames": 4},
@@ -342,7 +345,7 @@ RECIPES: dict[str, Recipe] = {
         config={
             f"{part}_tokenizer_encoder_config.{name}": value
             for part in ("acoustic", "semantic")
-            for name, value in (("num_filters", 2), ("depths", [1] * 7))
+            for name, value in (("num_filters", 2), ("depths", [1] * 7), ("vae_std", 0.0))
         }
     ),
     "voxtral": Recipe(config={"vision.num_mel_bins": 80}),

@@ -134,12 +134,15 @@ def _in_a_line(error: Exception) -> str:
 
 
 def _chosen(rows: Sequence[Any], path: FastPath) -> list[Mapping[str, Any]]:
-    """The first rows; one with media among them where the model takes media and a row in sight has some."""
+    """The first rows; one with media among them where the model takes media and a row in sight has some. Media are of
+    one kind, since training may never have two in a batch (GLM-4V's images and videos).
+    """
     chosen = [examples_of(rows[i])[0] for i in range(min(ROWS, len(rows)))]
     if path.sees and not any("media" in row for row in chosen):
         seen = (row for i in range(min(SIGHT, len(rows))) for row in examples_of(rows[i]))
         chosen[-1] = next((row for row in seen if "media" in row), chosen[-1])
-    return chosen
+    kinds = [frozenset(row["media"]) for row in chosen if "media" in row]
+    return [row for row in chosen if "media" not in row or frozenset(row["media"]) == kinds[0]]
 
 
 def _lengths(rows: Sequence[Any], batch_size: int) -> tuple[int, ...]:
