@@ -285,16 +285,20 @@ def sound(path: Path, seed: int = 0, seconds: float = 0.5, rate: int = 16000) ->
     return str(path)
 
 
-def film(path: Path, frames: int = 20, rate: int = 10, shade: int = 0, size: tuple[int, int] = (64, 48)) -> str:
-    """A video whose frames grow brighter from `shade` on."""
+def film(
+    path: Path, frames: int = 20, rate: int = 10, shade: int = 0, size: tuple[int, int] = (64, 48), grain: int = 0
+) -> str:
+    """A video whose frames grow brighter from `shade` on, with noise of up to `grain` that depends on the shade."""
     import av
     import numpy as np
 
     with av.open(str(path), "w") as container:
         stream = container.add_stream("mpeg4", rate=rate)
         stream.width, stream.height = size
+        noise = np.random.default_rng(shade).integers(0, grain + 1, (size[1], size[0], 3))
         for i in range(frames):
-            frame = av.VideoFrame.from_ndarray(np.full((size[1], size[0], 3), shade + 10 * i, np.uint8), format="rgb24")
+            pixels = (shade + 10 * i + noise).clip(0, 255).astype(np.uint8)
+            frame = av.VideoFrame.from_ndarray(pixels, format="rgb24")
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
     return str(path)

@@ -12,7 +12,7 @@ import torch
 from swift.chat import IGNORED, ChatEncoder
 from swift.chat.media import with_blocks
 from swift.chat.medium import read_image
-from swift.chat.processing import Processing
+from swift.chat.processing import Processed, Processing
 from swift.data.collate import PadCollator
 from swift.data.encode import encode_rows
 from swift.data.media_batch import MediaCollator
@@ -199,3 +199,28 @@ def test_bytes_and_base64_become_files_once(tmp_path, monkeypatch):
     assert {row["messages"][0]["content"] for row in found} == {"<image>?"}
     assert all(tmp_path / "cache" in path.parents for path in paths)
     media_files._folder.cache_clear()
+
+
+class Told(Processing):
+    """Makes of each kind of media a tensor of its own, with the place that `places` has for it; one medium a row."""
+
+    places = {"images": 7, "videos": 8}
+
+    def run(self, text, media):
+        if any(len(items) > 1 for items in media.values()):
+            raise DataError("one medium a row")
+        tensors = {f"{kind}_values": torch.zeros(1, 9) for kind in media}
+        return Processed([1, *(self.places[kind] for kind in media), 2], tensors, None, frozenset({7, 8}))
+
+
+def test_images_beside_videos_are_refused_where_both_have_one_place():
+    rows = [{"text": "a", "images": ["1"]}, {"text": "b", "videos": ["2"]}]
+    told = Told.of(None)
+    assert told.tells_apart(rows)
+    told.places = {"images": 7, "videos": 7}
+    assert not told.tells_apart(rows)
+    assert told.tells_apart(rows[:1] * 2)
+
+
+def test_a_processor_of_one_medium_a_row_has_no_place_for_rows_without():
+    assert Told.of(None).by_row("a", {"images": ["1"]}) == frozenset()

@@ -62,7 +62,7 @@ class Talks:
             return tiny_vlm.picture(path.with_suffix(".png"), number)
         if kind == "audio":
             return tiny_vlm.sound(path.with_suffix(".wav"), number)
-        return tiny_vlm.film(path.with_suffix(".mp4"), frames=8, rate=4, shade=100 * number, size=(84, 56))
+        return tiny_vlm.film(path.with_suffix(".mp4"), frames=8, rate=4, shade=100 * number, size=(84, 56), grain=80)
 
     def rows(self) -> list[dict[str, Any]]:
         rows = [
