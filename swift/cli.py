@@ -9,7 +9,7 @@ import os
 import sys
 
 from swift.config.packages import bnb_switched_off, check_typed
-from swift.errors import MissingPackage, NotBuiltYet, SwiftError, UsageError
+from swift.errors import MissingPackage, NotBuiltYet, SwiftError, UsageError, not_allowed
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -103,6 +103,11 @@ def _unexpected(error: Exception) -> int:
         where = f"{os.path.basename(frame.tb_frame.f_code.co_filename)}:{frame.tb_lineno}"
         frame = frame.tb_next
     message = str(error).strip() or type(error).__name__
+    if isinstance(error, PermissionError):
+        from swift.i18n.said import error_said
+
+        print(f"swift: {error_said(not_allowed(error))}", file=sys.stderr)
+        return not_allowed(error).exit_code
     from swift.advise.checks.imports import finding_of
 
     finding = finding_of(error)

@@ -82,3 +82,10 @@ class CheckpointError(SwiftError):
 
 class ExportError(SwiftError):
     exit_code = 11
+
+
+def not_allowed(error: PermissionError) -> ResourceError:
+    """What to show for a file or directory that the operating system keeps from us."""
+    place = str(error.filename or "a file")
+    fix = "ask its owner for the right to read and write it, or use a place of your own; ls -ld shows whose it is"
+    return ResourceError("permission denied", where=place, fix=fix)

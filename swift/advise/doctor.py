@@ -10,10 +10,11 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 from swift.advise.checks import accelerator, packages, system
-from swift.advise.finding import FAIL, WARN, Finding, as_json, as_text
+from swift.advise.finding import FAIL, WARN, Finding, as_json, as_text, of_error
 from swift.config.advising import DoctorOptions
 from swift.config.commands import DoctorConfig
 from swift.config.record import explain
+from swift.errors import not_allowed
 
 Check = Callable[[], list[Finding]]
 
@@ -64,7 +65,15 @@ def examine(options: DoctorOptions) -> list[Finding]:
     """All findings; the checks run side by side, since most of their time is waiting for children."""
     wanted = checks(options)
     with ThreadPoolExecutor(max_workers=len(wanted)) as pool:
-        return [finding for found in pool.map(lambda check: check(), wanted) for finding in found]
+        return [finding for found in pool.map(_readable, wanted) for finding in found]
+
+
+def _readable(check: Check) -> list[Finding]:
+    """The check's findings, or the one that something it wanted to look at can't be read."""
+    try:
+        return check()
+    except PermissionError as error:
+        return [of_error("files", not_allowed(error))]
 
 
 def summary(findings: list[Finding]) -> str:

@@ -10,6 +10,7 @@ import sys
 import pytest
 
 from swift import cli
+from swift.advise import doctor
 from swift.advise.checks import system
 from swift.advise.checks.imports import finding_of
 from swift.advise.checks.metadata import whole
@@ -128,3 +129,25 @@ def test_a_disk_that_is_full(tmp_path):
         assert done.returncode != 0 and "Traceback" not in done.stderr
     finally:
         subprocess.run(["umount", str(place)], check=True)
+
+
+def test_a_library_that_swift_needs_and_that_breaks_is_the_doctors_finding(tmp_path):
+    broken.library(tmp_path, "peft", "from transformers import NoSuchCache", "0.21.2")
+    found, code = broken.findings(libraries=tmp_path)
+    assert code == 1 and "peft wants NoSuchCache of transformers" in found["peft"]["what"]
+    assert found["peft"]["fix"] == "pip install -U peft transformers"
+
+
+def test_what_may_not_be_read_is_said_by_the_doctor_and_while_running(monkeypatch, capsys):
+    def refuse(*_, **__):
+        raise PermissionError(13, "Permission denied", "/somebody/else")
+
+    monkeypatch.setattr(
+        registry, "load", lambda name, own=registry.load: refuse if name.endswith(":main") else own(name)
+    )
+    monkeypatch.setenv("SWIFT_LANG", "zh")
+    assert cli.main(["plan", "--model", "m"]) == 7
+    error = capsys.readouterr().err
+    assert "/somebody/else: 没有权限" in error and "ls -ld" in error and "Traceback" not in error
+    (finding,) = doctor._readable(refuse)
+    assert finding.status == "fail" and "/somebody/else: permission denied" in finding.what

@@ -2,6 +2,7 @@
 falls itself.
 """
 
+import importlib
 import json
 import os
 import shutil
@@ -322,8 +323,34 @@ def test_errors_met_while_running_get_the_doctors_words(error, word):
     assert word in finding.what and finding.fix
 
 
+@pytest.mark.parametrize(
+    ("code", "what", "fix"),
+    [
+        ("raise OSError('libcudart.so.12: cannot open shared object file: No such file')", "libcudart.so.12", "torch"),
+        ("raise OSError('/x/_C.so: undefined symbol: _ZN3c10')", "another version of PyTorch", "odd-one"),
+        ("import json\njson.no_such_part", "wants no_such_part of json", "pip install -U odd-one"),
+        ("raise RuntimeError('operator x::nms does not exist')", "nms does not exist", "pip install"),
+        ("import not_there_at_all", "odd_one needs not_there_at_all", "pip install not-there-at-all"),
+    ],
+)
+def test_whatever_a_library_raises_while_it_is_imported_is_a_finding(tmp_path, monkeypatch, code, what, fix):
+    broken.library(tmp_path, "odd_one", code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "odd_one", raising=False)
+    with pytest.raises(Exception) as caught:
+        importlib.import_module("odd_one")
+    found = finding_of(caught.value)
+    assert found.name == "odd_one" and what in found.what and fix in found.fix
+
+
+def test_what_is_missing_altogether_is_said_to_be_missing():
+    found = finding_of(ModuleNotFoundError("No module named 'peft'", name="peft"))
+    assert (found.name, found.what, found.fix) == ("peft", "it isn't installed", "pip install peft")
+
+
 def test_other_errors_are_not_the_doctors_business():
     assert finding_of(ValueError("a wrong value")) is None
+    assert finding_of(OSError(28, "No space left on device")) is None
 
 
 def test_an_unknown_message_is_passed_on():

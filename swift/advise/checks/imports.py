@@ -29,6 +29,7 @@ PACKAGES = {
     "PIL": "pillow",
     "google.protobuf": "protobuf",
 }
+OWN = ("swift", "__main__", "sitecustomize", "usercustomize")
 _CHILD = """
 import json, sys
 try:
@@ -106,7 +107,7 @@ KNOWN: Sequence[tuple[str, str, str]] = (
     (
         r"(lib(?:cud|nv|nccl|cublas|cusparse|cufft)[\w.\-]*\.so[\w.]*).*(?:cannot open|No such file)",
         "the CUDA library {1} that {module} needs isn't there: it and PyTorch are made for different CUDA versions",
-        "pip install --force-reinstall torch {package}",
+        "pip install --force-reinstall {both}",
     ),
     (
         r"(lib[\w.+\-]+\.so[\w.]*).*(?:cannot open|No such file)",
@@ -138,6 +139,16 @@ KNOWN: Sequence[tuple[str, str, str]] = (
         "{module} wants {1} of {2}, which the installed version doesn't have",
         "pip install -U {package} {2top}",
     ),
+    (
+        r"No package metadata was found for (?:The '?)?([\w.\-]+)",
+        "{module} needs {1}, which isn't installed",
+        "pip install {1top}",
+    ),
+    (
+        r"module '([\w.]+)' has no attribute '(\w+)'",
+        "{module} wants {2} of {1}, which the installed version doesn't have",
+        "pip install -U {package} {1top}",
+    ),
     (r"No module named '?([\w.]+)", "{module} needs {1}, which isn't installed", "pip install {1top}"),
 )
 
@@ -149,13 +160,15 @@ def explain(module: str, message: str) -> tuple[str, str]:
         found = re.search(pattern, message)
         if found is None:
             continue
-        words = {"module": module, "package": package}
+        words = {"module": module, "package": package, "both": " ".join(dict.fromkeys(("torch", package)))}
         groups = [found[0], *found.groups()]
         for text in (what, fix):
             for hole in re.findall(r"\{(\d)(?:top)?\}", text):
                 group = groups[int(hole)] if int(hole) < len(groups) else found[0]
                 top = group.partition(".")[0]
                 words[hole], words[hole + "top"] = group, PACKAGES.get(top, top.replace("_", "-"))
+        if words.get("1top") == package:
+            what = "it isn't installed"
         return _fill(what, words), _fill(fix, words)
     return message.splitlines()[0][:300], f"pip install --force-reinstall {package}"
 
@@ -182,25 +195,29 @@ def finding_of(error: BaseException) -> Finding | None:
 
 
 def _importer(error: BaseException) -> str:
-    """The library that was being imported when it failed: the one whose code ran last."""
+    """The library whose own top-level code was running, the last of them: what was being imported. "" for none."""
     name, frame = "", error.__traceback__
     while frame is not None:
         module = str(frame.tb_frame.f_globals.get("__name__", "")).partition(".")[0]
-        name = module if module and not module.startswith(("importlib", "_frozen")) else name
+        if frame.tb_frame.f_code.co_name == "<module>" and module not in OWN and module not in sys.stdlib_module_names:
+            name = module
         frame = frame.tb_next
     return name
 
 
 def _finding_of(error: BaseException) -> Finding | None:
     message = f"{type(error).__name__}: {error}"
+    importer = _importer(error)
     if isinstance(error, ImportError):
         named = (error.name or "").partition(".")[0]
         if named == "swift":
             return None
-        importer = _importer(error)
-        module = importer if importer not in ("", "swift", "__main__") else named or "a library"
+        module = importer or named or "a library"
         what, fix = explain(module, message)
         return Finding(module, FAIL, what, fix)
+    if importer and isinstance(error, (OSError, AttributeError, RuntimeError)):
+        what, fix = explain(importer, message)
+        return Finding(importer, FAIL, f"can't be imported: {what}", fix)
     if re.search(
         r"CUDA driver version|no kernel image is available|forward compatibility|CUDA (?:error|Setup)", message
     ):

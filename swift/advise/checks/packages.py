@@ -34,6 +34,8 @@ OPTIONAL = {
 }
 IMPORTED = ("triton", "bitsandbytes", "flash_attn")
 NEED_GPU = ("triton", "flash_attn", "vllm", "deepspeed")
+# what swift can't do without, and whose files are looked through in no time
+CORE = ("peft", "accelerate", "tokenizers", "safetensors")
 CLASHING = (
     "torch",
     "transformers",
@@ -102,7 +104,17 @@ def core_versions() -> list[Finding]:
             )
         else:
             met += not optional
+    if not problems:
+        problems = _broken_core()
     return problems or [Finding("packages", OK, f"the {met} packages that swift needs are there, in versions it knows")]
+
+
+def _broken_core() -> list[Finding]:
+    """Of the libraries whose files speak against an import, those that can't be imported."""
+    odd = [module for module in CORE if is_installed(module) and not whole(module, module)]
+    with ThreadPoolExecutor(max_workers=len(CORE)) as pool:
+        found = dict(zip(odd, pool.map(try_import, odd), strict=True))
+    return [broken(module, result) for module, result in found.items() if result.error]
 
 
 def _spec(requirement) -> str:
