@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 THINKING = ("none", "always", "optional", "never")
@@ -67,22 +68,67 @@ class FamilyEntry:
 
 @dataclass(frozen=True)
 class ModelEntry:
-    """One checkpoint on the hubs. `parameters` and `active` are counts from the name or `size=`; None: unknown."""
+    """One checkpoint on the hubs: its ids, and in `own` the `key=value` words of its line, which go before its type's.
+
+    What follows from those is worked out when it is asked for: a look-up asks for few of the catalog's models.
+    """
 
     name: str
     ms_id: str | None
     hf_id: str | None
     type: FamilyEntry
-    parameters: int | None
-    active: int | None
-    template: str
-    thinking: str
-    tools: str | None
-    license: str | None
-    requires: tuple[str, ...]
-    tags: tuple[str, ...]
-    aliases: tuple[str, ...]
-    package: str | None
+    own: Mapping[str, str] = field(default_factory=dict, hash=False)
+
+    @cached_property
+    def counts(self) -> tuple[int | None, int | None]:
+        """(parameters, active parameters) from `size=` or the name; None: unknown."""
+        parameters, active = sizes_from_name(self.name.rsplit("/", 1)[-1])
+        if parameters is None and self.hf_id:
+            parameters, active = sizes_from_name(self.hf_id.rsplit("/", 1)[-1])
+        if "size" in self.own:
+            total, _, used = self.own["size"].partition(":")
+            parameters, active = parse_count(total), parse_count(used) or active
+        return parameters, active
+
+    @property
+    def parameters(self) -> int | None:
+        return self.counts[0]
+
+    @property
+    def active(self) -> int | None:
+        return self.counts[1]
+
+    @property
+    def template(self) -> str:
+        return self.own.get("template", self.type.template)
+
+    @property
+    def thinking(self) -> str:
+        return self.own.get("thinking", self.type.thinking)
+
+    @property
+    def tools(self) -> str | None:
+        return _word(self.own.get("tools", self.type.tools))
+
+    @property
+    def license(self) -> str | None:
+        return _word(self.own.get("license", self.type.license))
+
+    @property
+    def requires(self) -> tuple[str, ...]:
+        return self.type.requires + _list(self.own.get("requires"), ";")
+
+    @property
+    def tags(self) -> tuple[str, ...]:
+        return self.type.tags + _list(self.own.get("tags"))
+
+    @property
+    def aliases(self) -> tuple[str, ...]:
+        return _list(self.own.get("alias"))
+
+    @property
+    def package(self) -> str | None:
+        return self.own.get("package")
 
     @property
     def id(self) -> str:
@@ -149,8 +195,8 @@ def sizes_from_name(name: str) -> tuple[int | None, int | None]:
 
 def _ids(line: str) -> tuple[str | None, str | None, dict[str, str]]:
     words = line.split()
-    ids = [word for word in words if "=" not in word]
-    attributes = dict(word.split("=", 1) for word in words if "=" in word)
+    ids = words if "=" not in line else [word for word in words if "=" not in word]
+    attributes = {} if ids is words else dict(word.split("=", 1) for word in words if "=" in word)
     ms_id = ids[0]
     hf_id = ids[1] if len(ids) > 1 else ids[0]
     return (None if ms_id == "-" else ms_id), (None if hf_id == "-" else hf_id), attributes
@@ -170,30 +216,8 @@ def model_lines(text: str) -> Iterator[str]:
 
 
 def read_model_line(line: str, kind: FamilyEntry) -> ModelEntry:
-    ms_id, hf_id, extra = _ids(line)
-    name = (ms_id or hf_id or "").rsplit("/", 1)[-1]
-    parameters, active = sizes_from_name(name)
-    if parameters is None and hf_id:
-        parameters, active = sizes_from_name(hf_id.rsplit("/", 1)[-1])
-    if "size" in extra:
-        total, _, used = extra["size"].partition(":")
-        parameters, active = parse_count(total), parse_count(used) or active
-    return ModelEntry(
-        name=name,
-        ms_id=ms_id,
-        hf_id=hf_id,
-        type=kind,
-        parameters=parameters,
-        active=active,
-        template=extra.get("template", kind.template),
-        thinking=extra.get("thinking", kind.thinking),
-        tools=_word(extra.get("tools", kind.tools)),
-        license=_word(extra.get("license", kind.license)),
-        requires=kind.requires + _list(extra.get("requires"), ";"),
-        tags=kind.tags + _list(extra.get("tags")),
-        aliases=_list(extra.get("alias")),
-        package=extra.get("package"),
-    )
+    ms_id, hf_id, own = _ids(line)
+    return ModelEntry((ms_id or hf_id or "").rsplit("/", 1)[-1], ms_id, hf_id, kind, own)
 
 
 def read_models(family: str, table: Mapping[str, Any]) -> Iterator[tuple[FamilyEntry, list[ModelEntry]]]:
