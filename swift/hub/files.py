@@ -18,6 +18,7 @@ from typing import Any
 
 from swift.errors import ModelFileError
 from swift.hub.gguf_header import GgufHeader, read_gguf
+from swift.hub.known import check_architecture
 from swift.hub.safetensors_header import AGAIN, read_header
 
 LFS = b"version https://git-lfs"
@@ -96,6 +97,7 @@ def check_model_files(path: Path | str, *, need_weights: bool = True, need_token
             return _check_gguf(path / _one_gguf(path, ggufs))
         raise _no_config(path, names)
     config = read_json_object(path / "config.json")
+    check_architecture(path, config)
     if need_tokenizer:
         _check_tokenizer(path, names)
     for name in OTHER_JSON:

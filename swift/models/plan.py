@@ -18,6 +18,7 @@ from swift.config.model import ON_LOAD, ModelOptions, QuantizationOptions
 from swift.config.packages import bnb_switched_off
 from swift.errors import MissingPackage, ModelFileError, NotBuiltYet, ResourceError, UsageError
 from swift.hub.files import ModelFiles
+from swift.hub.known import unknown_architecture
 from swift.hub.resources import human_bytes
 from swift.models.device import Device
 from swift.models.heads import Head
@@ -148,10 +149,7 @@ def _check_remote_code(model: ModelOptions, files: ModelFiles) -> None:
         raise ModelFileError(
             what, where=str(files.path), fix="read that code, then pass --trust_remote_code true to run it"
         )
-    what = f"transformers knows no model_type {kind!r}, and the directory brings no code of its own"
-    raise ModelFileError(
-        what, where=str(files.path / "config.json"), fix="pip install -U transformers, or check config.json"
-    )
+    raise unknown_architecture(files.path, kind)
 
 
 def _source_method(files: ModelFiles) -> str | None:

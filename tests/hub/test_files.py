@@ -11,6 +11,7 @@ import pytest
 
 from swift.errors import ModelFileError
 from swift.hub import check_adapter_files, check_model_files
+from swift.hub.known import check_architecture
 from tests.hub import handmade
 
 LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:" + b"0" * 64 + b"\nsize 123\n"
@@ -317,3 +318,24 @@ def test_split_gguf(tmp_path):
     assert check_model_files(tmp_path).parameters == 16
     (tmp_path / "m-00002-of-00002.gguf").unlink()
     refused(tmp_path, "missing shard m-00002-of-00002.gguf")
+
+
+def test_an_unknown_architecture_is_the_first_thing_said(tmp_path):
+    """Before what else is missing; code beside the weights, or a class that a plugin registered, makes it known."""
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "foo_lm", "architectures": ["FooForCausalLM"]}))
+    with pytest.raises(ModelFileError, match="transformers knows no model_type 'foo_lm'"):
+        check_model_files(tmp_path)
+    for other in ({"model_type": "foo_lm", "auto_map": {"AutoConfig": "foo.Config"}}, {"model_type": "qwen3"}):
+        (tmp_path / "config.json").write_text(json.dumps(other))
+        with pytest.raises(ModelFileError, match="the tokenizer is missing"):
+            check_model_files(tmp_path)
+
+
+def test_an_architecture_that_a_plugin_registered_is_known(tmp_path):
+    from transformers import AutoConfig, PretrainedConfig
+
+    class Registered(PretrainedConfig):
+        model_type = "registered_by_a_test"
+
+    AutoConfig.register("registered_by_a_test", Registered)
+    check_architecture(tmp_path, {"model_type": "registered_by_a_test"})
