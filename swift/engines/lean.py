@@ -226,7 +226,8 @@ def _attention(module: nn.Module, window: int | None, config: Any, loras: Loras,
     _require(set(dict(module.named_parameters(recurse=False))) <= {"sinks"}, type(module).__name__)
     width = module.head_dim
     for name in norms:
-        _require(children[name].weight.shape == (width,), f"{name} in {type(module).__name__}")
+        weight = getattr(children[name], "weight", None)  # NanoChat's has none, and comes after the rotation
+        _require(weight is not None and weight.shape == (width,), f"{name} in {type(module).__name__}")
     projections = [children[name] for name in PROJECTIONS]
     return Attention(
         project=_side_by_side(projections, loras, copies),

@@ -14,7 +14,13 @@ from tests.engines.test_ragged import MORE
 KNOWN = ("llama", "mistral", "qwen2", "qwen3", "qwen3_moe", "gemma", "gemma2", "gemma3_text", "smollm3", "starcoder2")
 # What the structure doesn't tell and the check finds, and what the structure tells.
 COMPUTING = {"glm": {}, "gpt_oss": MORE["gpt_oss"], "granite": {"residual_multiplier": 0.5}, "ernie4_5": {}}
-OTHERS = {"phi3": {}, "cohere2": MORE["cohere2"], "olmo2": {}, "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4}}
+OTHERS = {
+    "phi3": {},
+    "cohere2": MORE["cohere2"],
+    "olmo2": {},
+    "nanochat": {},
+    "gpt2": {"n_embd": 64, "n_layer": 2, "n_head": 4},
+}
 
 
 @pytest.mark.parametrize("family", KNOWN)
