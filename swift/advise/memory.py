@@ -66,7 +66,7 @@ class Training:
     `weight_bits`: 8 or 4 quantized on load, 0 for plain weights of `dtype`. `rows_differ`: rows of a batch differ in
     length, so there is padding and an attention mask. `spread`: what each of the data-parallel processes holds.
     `fused`: LoRA layers are fused, `light` their MLPs' insides computed again.
-    `glibc`: memory comes from the C library's own allocator (CPU). `device`: cpu, cuda, npu, mps.
+    `glibc`: memory comes from the C library's own allocator (CPU). `device`: cpu, cuda, npu, xpu, mps.
     """
 
     dtype: str = "bfloat16"
@@ -161,7 +161,7 @@ def estimate(
     values, extra = OPTIMIZER_STATE.get(training.optimizer, (2, 0))
     activations, logits, held = _dynamic(shape, training, regime, spread.gradients(gradients))
     weights = weight_bytes(shape, training.dtype, training.weight_bits, training.double_quant, stored_bytes)
-    slack = GPU_SLACK if training.device in ("cuda", "npu") else 0.0
+    slack = GPU_SLACK if training.device in ("cuda", "npu", "xpu") else 0.0
     parts = {
         "weights": spread.weights(weights + upcast * trainable * (WIDE - item), _gathered(shape, item)),
         "adapters": 0 if training.full else _adapter_bytes(trainable, copies, train_item, item, training),

@@ -13,7 +13,7 @@ from swift.advise.machines import Machine
 from swift.advise.memory import Training, weight_bytes
 
 # share of the peak that training reaches, from small batches with stock kernels to large ones
-REACHED = {"cuda": (0.2, 0.45), "npu": (0.15, 0.35), "mps": (0.15, 0.35), "cpu": (0.2, 0.5)}
+REACHED = {"cuda": (0.2, 0.45), "npu": (0.15, 0.35), "xpu": (0.15, 0.35), "mps": (0.15, 0.35), "cpu": (0.2, 0.5)}
 QUANTIZED_COST = 1.3  # dequantizing 4-bit or 8-bit weights before each product
 BANDWIDTH_REACHED = (0.4, 0.75)
 

@@ -11,11 +11,13 @@ import platform
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from swift.hub.resources import available_memory as main_memory
 
+CARDS = ("cuda", "npu", "xpu")  # kinds with a memory of their own, and torch modules that tell of it
 BF16_CAPABILITY = (8, 0)
 FP8_CAPABILITY = (8, 9)
 BF16_FLAGS = {"avx512_bf16", "amx_bf16", "bf16"}  # x86 twice, then Arm's name in /proc/cpuinfo
@@ -24,7 +26,7 @@ _CPU_FACT = re.compile(r"^(model name|flags|Features)\s*:\s*(.*)$", re.MULTILINE
 
 @dataclass(frozen=True)
 class Device:
-    """`kind` is cuda, npu, mps or cpu; `index` this process's card (its LOCAL_RANK under torchrun).
+    """`kind` is cuda, npu, xpu, mps or cpu; `index` this process's card (its LOCAL_RANK under torchrun).
 
     `bf16_fast`: the hardware multiplies in bfloat16. `fp8`: it multiplies in FP8. `count`: visible devices of that
     kind.
@@ -40,7 +42,7 @@ class Device:
     @property
     def torch_name(self) -> str:
         """What `tensor.to()` takes: `cuda:0`, `npu:1`, `mps`, `cpu`."""
-        return f"{self.kind}:{self.index}" if self.kind in ("cuda", "npu") else self.kind
+        return f"{self.kind}:{self.index}" if self.kind in CARDS else self.kind
 
     @property
     def dtype(self) -> str:
@@ -62,15 +64,13 @@ class Device:
 
     def free_memory(self) -> int | None:
         """Bytes that can still be allocated on this device; None where that can't be asked."""
-        if self.kind == "cuda":
-            return torch.cuda.mem_get_info(self.index)[0]
-        if self.kind == "npu":
-            return torch.npu.mem_get_info(self.index)[0]
+        if self.kind in CARDS:
+            return getattr(torch, self.kind).mem_get_info(self.index)[0]
         return main_memory()  # mps shares the main memory
 
 
 def pick_device(use_cpu: bool = False) -> Device:
-    """cuda, else npu, else mps, else cpu; `use_cpu` forces the cpu."""
+    """cuda, else npu, else xpu, else mps, else cpu; `use_cpu` forces the cpu."""
     index = int(os.environ.get("LOCAL_RANK", "0"))
     if not use_cpu:
         if torch.cuda.is_available():
@@ -78,9 +78,18 @@ def pick_device(use_cpu: bool = False) -> Device:
         if _npu_available():
             name = torch.npu.get_device_name(index)
             return Device("npu", name, bf16_fast=True, index=index, count=torch.npu.device_count())
+        if torch.xpu.is_available():
+            name = torch.xpu.get_device_name(index)
+            return Device("xpu", name, bf16_fast=True, index=index, count=torch.xpu.device_count())
         if torch.backends.mps.is_available():
             return Device("mps", "Apple GPU", bf16_fast=True)
     return _cpu()
+
+
+def cards() -> list[Any]:
+    """torch's modules of the kinds of cards that are here: their memory, their random generators."""
+    modules = (getattr(torch, kind, None) for kind in CARDS)  # torch.npu is there once torch_npu is imported
+    return [module for module in modules if module is not None and module.is_available()]
 
 
 def _cuda(index: int) -> Device:

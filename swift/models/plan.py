@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +19,7 @@ from swift.errors import MissingPackage, ModelFileError, NotBuiltYet, ResourceEr
 from swift.hub.files import ModelFiles
 from swift.hub.known import unknown_architecture
 from swift.hub.resources import human_bytes
+from swift.models import placement
 from swift.models.device import Device
 from swift.models.heads import Head
 
@@ -112,7 +112,7 @@ def plan_loading(
     on_load = _quantize_on_load(quant, source, reasons)
     dtype = _dtype(model, files, device, on_load, source is not None and not dequantize, reasons)
     needed = weight_bytes(files, dtype, dequantize, on_load)
-    device_map = _device_map(model, device, needed, reasons)
+    device_map = placement.device_map(model, device, needed, reasons)
     plan = LoadPlan(
         device=device,
         dtype=dtype,
@@ -124,7 +124,7 @@ def plan_loading(
         attn_impl=_attention(model, device, dtype, reasons),
         experts_impl=model.experts_impl,
         device_map=device_map,
-        max_memory=_max_memory(model.max_memory),
+        max_memory=placement.max_memory(model.max_memory),
         new_special_tokens=model.new_special_tokens,
         trust_remote_code=model.trust_remote_code,
         strict=model.check_model,
@@ -337,36 +337,6 @@ def _attention(model: ModelOptions, device: Device, dtype: str, reasons: dict[st
         return wanted
     reasons["attn_impl"] = f"attention: sdpa (torch's own kernels, the same result), because {lack}"
     return "sdpa"
-
-
-def _device_map(
-    model: ModelOptions, device: Device, needed: int, reasons: dict[str, str]
-) -> str | dict[str, Any] | None:
-    if model.device_map is not None:
-        text = model.device_map.strip()
-        if not text.startswith("{"):
-            return text if text in ("auto", "balanced", "balanced_low_0", "sequential") else {"": text}
-        try:
-            return json.loads(text)
-        except ValueError as error:
-            raise UsageError(
-                f"not valid JSON: {error}", where="--device_map", fix="""--device_map '{"": 0}'"""
-            ) from error
-    if device.kind == "cpu":
-        return None
-    free = device.free_memory()
-    alone = "WORLD_SIZE" not in os.environ
-    if device.count > 1 and alone and (model.max_memory or (free is not None and needed > free * 0.9)):
-        reasons["device_map"] = f"spread over {device.count} devices: one alone has {human_bytes(free or 0)} free"
-        return "auto"
-    return {"": device.torch_name}
-
-
-def _max_memory(limits: dict | None) -> dict[int | str, Any] | None:
-    """JSON's keys are strings; devices are numbers."""
-    if limits is None:
-        return None
-    return {int(k) if str(k).isdigit() else k: v for k, v in limits.items()}
 
 
 def _context(model: ModelOptions, files: ModelFiles, reasons: dict[str, str]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 
 import torch
 
+from swift.models.device import CARDS
 from swift.train.losses import LossParts
 
 FIELDS = ("loss", "steps", "right", "tokens", "right_rows", "rows", "inputs", "places", "flops")
@@ -66,8 +67,8 @@ def accuracy(values: Mapping[str, float], strategy: str) -> float | None:
 
 def peak_memory_gib(device: torch.device) -> float:
     """The most memory used so far: of the accelerator where there is one, of the process otherwise."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**30
+    if device.type in CARDS:
+        return getattr(torch, device.type).max_memory_allocated(device) / 2**30
     if device.type == "mps":
         return torch.mps.driver_allocated_memory() / 2**30
     unit = 1 if sys.platform == "darwin" else 1024

@@ -15,6 +15,7 @@ from transformers import TrainerCallback
 
 from swift.config.commands import SftConfig
 from swift.errors import ResourceError
+from swift.models.device import cards
 from swift.train.portions import Portions, smaller
 from swift.train.random_state import RandomState
 
@@ -59,8 +60,8 @@ def keep_last_step(trainer: SftTrainer, start: StepStart) -> Path | None:
     middle of the step.
     """
     trainer.model.zero_grad(set_to_none=True)
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
+    for module in cards():
+        module.empty_cache()
     saves = trainer.args.world_size == 1 and trainer.schedule.saving.save_strategy != "no"
     already = trainer.last_saved is not None and trainer.last_saved.name == f"checkpoint-{trainer.state.global_step}"
     if saves and trainer.state.global_step > 0 and not already:

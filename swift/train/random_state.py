@@ -10,24 +10,26 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from swift.models.device import cards
+
 
 class RandomState(NamedTuple):
     python: Any
     numpy: Any
     cpu: torch.Tensor
-    cuda: list[torch.Tensor] | None
+    cards: list[list[torch.Tensor]]
 
     @classmethod
     def now(cls) -> RandomState:
-        cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_available() else None
-        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), cuda)
+        of_cards = [module.get_rng_state_all() for module in cards()]
+        return cls(random.getstate(), np.random.get_state(), torch.get_rng_state(), of_cards)
 
     def restore(self) -> None:
         random.setstate(self.python)
         np.random.set_state(self.numpy)
         torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
-            torch.cuda.set_rng_state_all(self.cuda)
+        for module, state in zip(cards(), self.cards, strict=True):
+            module.set_rng_state_all(state)
 
 
 @contextmanager
