@@ -35,7 +35,7 @@ def prepack(model: torch.nn.Module, free_bytes: int) -> str | None:
         found = gains[kind]
         if found is not None:
             gain, least_rows = found
-            layer.forward = _packed(layer, _pack(layer.weight), least_rows)  # type: ignore[method-assign]
+            layer.forward = _packed(layer, least_rows)  # type: ignore[method-assign]
             before, after = before + layer.weight.numel(), after + layer.weight.numel() / gain
     if not before:
         return None
@@ -78,14 +78,18 @@ def _compute(x: torch.Tensor, packed: torch.Tensor, bias: torch.Tensor | None) -
     return torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
 
 
-def _packed(layer: torch.nn.Linear, packed: torch.Tensor, least_rows: int) -> Callable[[torch.Tensor], torch.Tensor]:
+def _packed(layer: torch.nn.Linear, least_rows: int) -> Callable[[torch.Tensor], torch.Tensor]:
+    """`layer`'s product, its weight packed when it is first needed: layers that `packed_together` takes never are."""
     width = layer.in_features
+    packed: list[torch.Tensor] = []
 
     def forward(x: torch.Tensor) -> torch.Tensor:
         weight, bias = layer.weight, layer.bias
         if x.dtype != weight.dtype or x.numel() < least_rows * width or torch.is_grad_enabled():
             return linear(x, weight, bias)
-        return _compute(x, packed, bias)
+        if not packed:
+            packed.append(_pack(weight))
+        return _compute(x, packed[0], bias)
 
     return forward
 

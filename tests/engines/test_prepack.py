@@ -14,7 +14,7 @@ def test_results_are_the_same_up_to_rounding_and_weights_stay():
     for dtype, tolerance in kinds:
         layer = torch.nn.Linear(96, 160, dtype=dtype)
         weight = layer.weight.detach().clone()
-        layer.forward = prepack._packed(layer, prepack._pack(layer.weight), 2)
+        layer.forward = prepack._packed(layer, 2)
         with torch.no_grad():
             for shape in ((1, 96), (3, 96), (2, 5, 96), (1, 300, 96)):
                 x = torch.randn(shape).to(dtype)
@@ -24,7 +24,7 @@ def test_results_are_the_same_up_to_rounding_and_weights_stay():
 
 def test_with_gradients_it_is_the_plain_layer():
     layer = torch.nn.Linear(32, 32)
-    layer.forward = prepack._packed(layer, prepack._pack(layer.weight), 1)
+    layer.forward = prepack._packed(layer, 1)
     layer(torch.randn(4, 32)).sum().backward()
     assert layer.weight.grad is not None
 
