@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
-from swift.chat.replies import JsonCalls, Marks, NamedCalls, PairCalls, ReplyFormat, json_at, without_stops
+from swift.chat.replies import Calls, JsonCalls, Marks, NamedCalls, PairCalls, ReplyFormat, json_at, without_stops
 
 NAME, OTHER, KEY_A, KEY_B, VALUE, NUMBER = "zq_tool", "zq_other", "zqa", "zqb", "zqv", 70707
 ANSWER, THOUGHT, CALL_ID = "zqAnswer", "zqThought", "zqcall001"
@@ -31,7 +32,20 @@ def learn_replies(reply: Reply, prompt: str | None, stops: Sequence[str]) -> Rep
         return shown and (shown[0], without_stops(shown[1], stops))
 
     marks, opens, closes = _learn_reasoning(bare, prompt or "")
-    return ReplyFormat(marks, opens, closes, _learn_calls(bare, marks), tuple(stops))
+    calls = _learn_calls(bare, marks)
+    calls, behind = _learn_behind(bare, calls) if calls else (calls, "")
+    return ReplyFormat(marks, opens, closes, calls, behind, tuple(stops))
+
+
+def _learn_behind(reply: Reply, calls: Calls) -> tuple[Calls, str]:
+    """The calls, and what they leave before the content of the same message, where that follows them."""
+    alone, shown = (reply({"content": text, "tool_calls": [_call({KEY_A: VALUE})]}) for text in ("", ANSWER))
+    if alone is None or shown is None or not _in_order(shown[1], NAME, VALUE, ANSWER):
+        return calls, ""
+    if isinstance(calls, NamedCalls) and (match := calls.pattern.search(alone[1])):
+        calls = replace(calls, close=alone[1][json_at(alone[1], match.end())[1] :].strip())
+    content, _ = calls.find(shown[1], ())
+    return calls, content.strip().partition(ANSWER)[0]
 
 
 def _learn_reasoning(reply: Reply, prompt: str) -> tuple[Marks, tuple[str, ...], tuple[str, ...]]:
@@ -40,6 +54,8 @@ def _learn_reasoning(reply: Reply, prompt: str) -> tuple[Marks, tuple[str, ...],
     shown = reply({"content": ANSWER, "reasoning_content": THOUGHT})
     opens = [plain[1].partition(ANSWER)[0]] if plain and ANSWER in plain[1] else []
     closes = [found[1].rpartition(ANSWER)[2] for found in (shown, plain) if found and ANSWER in found[1]]
+    if shown is not None and (behind := _marks_behind(shown[1], closes[-1] if closes else "")):
+        return behind, _some(opens), _some(closes[1:])
     if shown is None or not _in_order(shown[1], THOUGHT, ANSWER):
         return _marks_without_answer(reply, prompt, plain), _some(opens), _some(closes)
     opening, _, rest = shown[1].partition(THOUGHT)
@@ -55,6 +71,14 @@ def _learn_reasoning(reply: Reply, prompt: str) -> tuple[Marks, tuple[str, ...],
     closing = shared.strip() or middle.strip()
     opens = [middle[len(shared) :], *(o for o in opens if closing not in o)]
     return _marks(shown[0], opening, closing, prompt), _some(opens), _some(closes)
+
+
+def _marks_behind(shown: str, close: str) -> Marks | None:
+    """Marks of reasoning that follows the answer. close: what stands behind an answer without reasoning."""
+    answer, _, reasoning = shown.partition(ANSWER)
+    opening, found, closing = reasoning.partition(THOUGHT)
+    opening = opening.removeprefix(close).rstrip()
+    return Marks(opening, closing.strip(), behind=True) if found and THOUGHT not in answer and opening else None
 
 
 def _marks(written: str, opening: str, closing: str, prompt: str) -> Marks:
@@ -88,7 +112,7 @@ def _some(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(text for text in dict.fromkeys(texts) if text)
 
 
-def _learn_calls(reply: Reply, marks: Marks) -> JsonCalls | NamedCalls | PairCalls | None:
+def _learn_calls(reply: Reply, marks: Marks) -> Calls | None:
     def calls(*arguments: Any) -> str | None:
         message = {"tool_calls": [_call(a, name) for a, name in zip(arguments, (NAME, OTHER), strict=False)]}
         shown = reply({"content": "", **message}) or reply(message)

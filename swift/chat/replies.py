@@ -20,12 +20,13 @@ from typing import Any
 @dataclass(frozen=True)
 class ReplyFormat:
     """reasoning: its marks. opens, closes: what may stand before and behind plain content. calls: the spelling of tool
-    calls. stops: what ends a reply."""
+    calls. behind: what is left between calls and content that follows them. stops: what ends a reply."""
 
     reasoning: Marks
     opens: tuple[str, ...]
     closes: tuple[str, ...]
-    calls: JsonCalls | NamedCalls | PairCalls | None
+    calls: Calls | None
+    behind: str
     stops: tuple[str, ...]
 
     def parse(self, text: str, tools: Sequence[Any] | None = None) -> dict[str, Any]:
@@ -36,7 +37,8 @@ class ReplyFormat:
         if self.calls is not None:
             content, calls = self.calls.find(text, tools or ())
             if calls:
-                message["content"] = content.strip()
+                content = content.strip()
+                message["content"] = content.replace(self.behind, "", 1) if self.behind else content
                 message["tool_calls"] = [
                     {"type": "function", **({"id": identity} if identity else {}), "function": function}
                     for identity, function in calls
@@ -63,17 +65,24 @@ class ReplyFormat:
 @dataclass(frozen=True)
 class Marks:
     """opening, closing: around reasoning, None where the template writes none. opened: the prompt already ends inside
-    it. kept: the closing mark begins what follows (the `Action:` behind a `Thought:`)."""
+    it. kept: the closing mark begins what follows (the `Action:` behind a `Thought:`). behind: the reasoning follows
+    the answer; the opening mark then has the white space that stands before it."""
 
     opening: str = ""
     closing: str | None = None
     opened: bool = False
     kept: bool = False
+    behind: bool = False
 
     def split(self, text: str) -> tuple[str, str]:
         """The reasoning, and the rest."""
         if self.closing is None:
             return "", text
+        if self.behind:
+            mark = self.opening.lstrip()
+            answer, found, reasoning = text.rpartition(mark)
+            answer = answer.removesuffix(self.opening.removesuffix(mark))
+            return (reasoning.strip().removesuffix(self.closing).strip(), answer) if found else ("", text)
         before, found, after = text.partition(self.closing)
         if not self.opened and self.opening and not text.lstrip().startswith(self.opening):
             return "", text
@@ -128,10 +137,12 @@ class JsonCalls:
 
 @dataclass(frozen=True)
 class NamedCalls:
-    """A name, something fixed, JSON arguments: `[TOOL_CALLS]name[ARGS]{...}`."""
+    """A name, something fixed, JSON arguments: `[TOOL_CALLS]name[ARGS]{...}`. close: what ends a call, where content
+    may follow it; None: none does."""
 
     wrapper: re.Pattern[str]
     pattern: re.Pattern[str]
+    close: str | None = None
 
     def find(self, text: str, tools: Sequence[Any]) -> tuple[str, list[Call]]:
         calls: list[Call] = []
@@ -143,7 +154,8 @@ class NamedCalls:
                 calls.append((match.groupdict().get("id"), {"name": match["name"], "arguments": value}))
         if first is None:
             return text, []
-        return self.wrapper.sub("", text[:first]), calls
+        rest = "" if self.close is None else text[position:].strip().removeprefix(self.close).strip()
+        return self.wrapper.sub("", text[:first]) + rest, calls
 
 
 @dataclass(frozen=True)
@@ -238,6 +250,9 @@ class PairCalls:
         if opening and opening not in ("'", '"'):
             raw = re.sub(r"([{,]\s*)([\w\-]+)\s*:", r'\1"\2":', raw.replace(opening, '"').replace(closing, '"'))
         return _literal(raw)
+
+
+Calls = JsonCalls | NamedCalls | PairCalls
 
 
 def _backslashes(text: str, end: int) -> int:

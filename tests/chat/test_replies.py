@@ -31,8 +31,6 @@ REPLIES = {
 }
 NOT_TOLD_APART = {
     ("gptoss", "content and call"),  # content beside a call is written as reasoning
-    ("odd-recipients", "content and call"),  # the content comes behind the call
-    ("odd-reflects", "reasoning"),  # the reasoning comes behind the answer
 }
 
 
