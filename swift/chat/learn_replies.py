@@ -14,7 +14,7 @@ from typing import Any
 from swift.chat.replies import Calls, JsonCalls, Marks, NamedCalls, PairCalls, ReplyFormat, json_at, without_stops
 
 NAME, OTHER, KEY_A, KEY_B, VALUE, NUMBER = "zq_tool", "zq_other", "zqa", "zqb", "zqv", 70707
-ANSWER, THOUGHT, CALL_ID = "zqAnswer", "zqThought", "zqcall001"
+ANSWER, THOUGHT, CALL_ID, HOLDER = "zqAnswer", "zqThought", "zqcall001", "functions."
 _WORD = r"[\w.\-/]+"
 Reply = Callable[[Mapping[str, Any]], "tuple[str, str] | None"]
 
@@ -112,9 +112,13 @@ def _some(texts: Sequence[str]) -> tuple[str, ...]:
     return tuple(text for text in dict.fromkeys(texts) if text)
 
 
-def _learn_calls(reply: Reply, marks: Marks) -> Calls | None:
+def _learn_calls(reply: Reply, marks: Marks, by_id: bool = False) -> Calls | None:
+    """by_id: the calls' ids hold their names, for a template that shows only those."""
+
     def calls(*arguments: Any) -> str | None:
-        message = {"tool_calls": [_call(a, name) for a, name in zip(arguments, (NAME, OTHER), strict=False)]}
+        made = zip(arguments, (NAME, OTHER), (0, 1), strict=False)
+        held = [_call(a, name) | ({"id": f"{HOLDER}{name}:{i}"} if by_id else {}) for a, name, i in made]
+        message = {"tool_calls": held}
         shown = reply({"content": "", **message}) or reply(message)
         if shown is None:
             return None
@@ -122,7 +126,7 @@ def _learn_calls(reply: Reply, marks: Marks) -> Calls | None:
 
     text = calls({KEY_A: VALUE, KEY_B: NUMBER})
     if text is None or not _in_order(text, NAME, KEY_A, VALUE, KEY_B, str(NUMBER)):
-        return None
+        return _learn_calls(reply, marks, True) if text and CALL_ID in text and not by_id else None
     two = calls({KEY_A: VALUE}, {KEY_A: VALUE})
     found = _json_object(text, _lead_behind_content(reply, "{"))
     if found is not None:
@@ -143,7 +147,12 @@ def _learn_calls(reply: Reply, marks: Marks) -> Calls | None:
         if two and OTHER in two and _counted(after[:brace], two.rpartition(OTHER)[2].partition("{")[0]):
             fixed = re.sub(r"\d+", r"\\d+", fixed)
         start = start.replace(CALL_ID, r"(?P<id>[\w\-]+)") if CALL_ID not in after else start
-        return NamedCalls(wrapper, re.compile(rf"{start}\s*(?P<name>{_WORD})\s*{fixed}\s*(?=\{{)"))
+        name = rf"(?P<name>{_WORD})"
+        if by_id:
+            held = re.escape(HOLDER)
+            start, name = start.removesuffix(held), rf"(?P<id>{held}{name}:\d+)"
+            fixed = fixed.removeprefix(r":\d+")
+        return NamedCalls(wrapper, re.compile(rf"{start}\s*{name}\s*{fixed}\s*(?=\{{)"))
     start = start.replace(CALL_ID, r"[\w\-]+")
     swapped = calls({KEY_A: NUMBER, KEY_B: VALUE})
     if swapped is None or not _in_order(swapped, KEY_A, str(NUMBER), KEY_B, VALUE):

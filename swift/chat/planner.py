@@ -248,7 +248,8 @@ class Planner:
         if "tool calls" in held:
             for name in ("tool calls", "content"):
                 if any(piece not in here for piece in held.get(name, ())):
-                    return Turn(turn.index, problem=f"the template leaves out its {name}")
+                    why = _by_id(talk.chat[turn.index], here) or f"the template leaves out its {name}"
+                    return Turn(turn.index, problem=why)
         if self.response_prefix:
             if not here.startswith(self.response_prefix):
                 return Turn(turn.index, problem=f"it doesn't begin with --response_prefix {self.response_prefix!r}")
@@ -334,6 +335,16 @@ def _plan_text(row: Mapping[str, Any]) -> Planned:
     if not isinstance(text, str):
         raise DataError("the row has neither messages nor text")
     return Planned(text, raw=True)
+
+
+def _by_id(message: Mapping[str, Any], shown: str) -> str | None:
+    """Of a tool call that the template shows by its id, which doesn't hold its name: what to give instead."""
+    for number, call in enumerate(message.get("tool_calls") or ()):
+        name, identity = call.get("function", call).get("name"), call.get("id")
+        if identity and identity in shown and name not in shown:
+            wanted = f"give ids that hold the name, such as functions.{name}:{number}"
+            return f"the template shows the id of a tool call, {identity!r}, in place of its name {name!r}: {wanted}"
+    return None
 
 
 def _reasoning_left_out(message: Mapping[str, Any], text: str, turn: Turn) -> bool:

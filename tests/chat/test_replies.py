@@ -83,3 +83,19 @@ def test_models_spell_more_loosely_than_templates():
     text = "<tool_call>\n<function=get_weather>\n<parameter=city>\n12\n</parameter>\n</function>\n</tool_call>"
     assert plain(coder.parse(text, TOOLS))["tool_calls"][0]["arguments"] == {"city": "12"}
     assert plain(coder.parse(text))["tool_calls"][0]["arguments"] == {"city": 12}
+
+
+def test_calls_that_are_shown_by_ids_alone():
+    """As Kimi K2 writes them: the id holds the name, or the row is refused with what to give instead."""
+    encoder = ChatEncoder(fitted(FAMILIES["kimi_thinking"]))
+    asked, row = (
+        {"role": "user", "content": "Q"},
+        lambda *calls: {"role": "assistant", "content": "", "tool_calls": calls},
+    )
+    ids = ["functions.get_weather:0", "functions.search:1"]
+    calls = [{**call, "id": identity} for call, identity in zip((WEATHER, SEARCH), ids, strict=True)]
+    (encoded,) = encoder.encode_batch([row(*calls)])[0]
+    text = encoder.decode(encoded.input_ids).removeprefix(encoder.prompt_text([asked], TOOLS))
+    assert encoder.parse(text, TOOLS)["tool_calls"] == calls
+    refused = encoder.encode_batch([row(WEATHER)])[0]
+    assert "'call00001', in place of its name 'get_weather'" in str(refused)
