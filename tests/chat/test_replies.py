@@ -88,10 +88,11 @@ def test_models_spell_more_loosely_than_templates():
 def test_calls_that_are_shown_by_ids_alone():
     """As Kimi K2 writes them: the id holds the name, or the row is refused with what to give instead."""
     encoder = ChatEncoder(fitted(FAMILIES["kimi_thinking"]))
-    asked, row = (
-        {"role": "user", "content": "Q"},
-        lambda *calls: {"role": "assistant", "content": "", "tool_calls": calls},
-    )
+    asked = {"role": "user", "content": "Q"}
+
+    def row(*calls: dict) -> dict:
+        return {"messages": [asked, {"role": "assistant", "content": "", "tool_calls": list(calls)}], "tools": TOOLS}
+
     ids = ["functions.get_weather:0", "functions.search:1"]
     calls = [{**call, "id": identity} for call, identity in zip((WEATHER, SEARCH), ids, strict=True)]
     (encoded,) = encoder.encode_batch([row(*calls)])[0]
