@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from swift.hub.resources import human_bytes
-from swift.models.packed import PackedWeight, fused_experts
+from swift.models.packed import BLOCK, PackedWeight, fused_experts
 
 BITSANDBYTES = ("Linear4bit", "Linear8bitLt")
 
@@ -116,6 +116,8 @@ def quantized_share(model: nn.Module) -> str:
     share = 100 * quantized / (quantized + kept)
     left = sum(model.get_parameter(name).numel() for name in fused_experts(model) if not _in_bits(model, name))
     note = f"; experts ({100 * left / (quantized + kept):.0f} %) stay in {model.dtype}" if left else ""
+    if not quantized:
+        note += f"; no layer's rows are a multiple of {BLOCK} numbers, which this needs here"
     held, plain = weight_bytes(model), (quantized + kept) * torch.empty(0, dtype=model.dtype).element_size()
     too = ", experts included" if any(isinstance(p, PackedWeight) and p.ndim == 3 for p in model.parameters()) else ""
     said = f"{share:.0f} % of the weights are quantized{too}{note}: {human_bytes(held)} instead of {human_bytes(plain)}"

@@ -191,14 +191,14 @@ def _collator(config: SftConfig, prepared: Prepared, tokenizer: Any) -> PadColla
 
 
 def _check_mixture(split: EncodedDataset, processing: Processing) -> None:
-    """UsageError for rows of text beside rows with images, or these beside rows with videos, where the model can't have
-    both in a batch.
+    """UsageError for rows of text beside rows with images where the model can't have both in a batch; a warning for
+    images beside videos where only the model's code knows whether it tells them apart (GLM-5 does, GLM-4V doesn't).
     """
     kinds = {tuple(sorted(name for name in row if row[name])): row for row in split.media.values()}
     if len(kinds) > 1 and not processing.tells_apart(list(kinds.values())):
-        raise UsageError(
-            "this model can't have images beside videos in one batch: both have the same place in the text",
-            fix="--per_device_train_batch_size 1 --per_device_eval_batch_size 1, or train on one kind",
+        log.warning(
+            "images and videos have the same placeholder in this model's text: if it says that features and tokens don't "
+            "match, type --per_device_train_batch_size 1 --per_device_eval_batch_size 1, or train on one kind"
         )
     if not 0 < len(split.media) < len(split):
         return

@@ -32,9 +32,8 @@ def run_matrix(results: Path, kinds: str) -> dict[str, dict[str, str]]:
 @pytest.mark.parametrize(
     "kinds",
     [
-        "deepseek_v3,mamba,qwen3_next",  # latent attention with experts, recurrent, hybrid
-        "llava",  # sees
-        pytest.param("qwen2_audio,mllama,paligemma,qwen3_vl", marks=pytest.mark.slow),
+        "deepseek_v3,mamba,qwen3_next,llava",  # latent attention with experts, recurrent, hybrid, sees
+        pytest.param("qwen2_audio,mllama,paligemma,qwen3_vl,llama4,glm4v,lfm2_vl,gemma4", marks=pytest.mark.slow),
         pytest.param("llama,gemma2,qwen3_moe,gpt_oss,lfm2,bloom,falcon_h1,phi3", marks=pytest.mark.slow),
     ],
 )
