@@ -177,8 +177,8 @@ class Processing:
         return "cross_attention_mask" not in self.run(text, media).tensors
 
     def tells_apart(self, rows: Sequence[Mapping[str, Any]]) -> bool:
-        """Whether each kind of media in these rows has a place of its own: not where two kinds with tensors of their own
-        have one placeholder (images and videos of transformers' GLM-4V)."""
+        """Whether each kind of media in these rows has a place of its own: not where two kinds with tensors of their
+        own have one placeholder (images and videos of transformers' GLM-4V)."""
         seen: dict[frozenset[int], frozenset[str]] = {}
         for row in rows:
             media = dict(row)

@@ -197,8 +197,8 @@ def _check_mixture(split: EncodedDataset, processing: Processing) -> None:
     kinds = {tuple(sorted(name for name in row if row[name])): row for row in split.media.values()}
     if len(kinds) > 1 and not processing.tells_apart(list(kinds.values())):
         log.warning(
-            "images and videos have the same placeholder in this model's text: if it says that features and tokens don't "
-            "match, type --per_device_train_batch_size 1 --per_device_eval_batch_size 1, or train on one kind"
+            "images and videos have the same placeholder in this model's text: if it says that features and tokens "
+            "don't match, type --per_device_train_batch_size 1 --per_device_eval_batch_size 1, or train on one kind"
         )
     if not 0 < len(split.media) < len(split):
         return
