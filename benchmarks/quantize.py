@@ -24,7 +24,8 @@ from swift.models.packing import unpack_awq, unpack_gptq
 KINDS = {
     "awq": dict(layout="awq", scales=True, gptq=False, source_inputs=True),
     "awq-search": dict(layout="awq", scales=True, gptq=True, damping=0.1),
-    "gptq": dict(layout="gptq", scales=False, gptq=True),
+    "gptq": dict(layout="gptq", scales=False, gptq=True, symmetric=True),
+    "gptq-asymmetric": dict(layout="gptq", scales=False, gptq=True),
 }
 
 
@@ -67,7 +68,7 @@ def main() -> None:
     model = load()
     source = {file: losses(model, windows) for file, windows in texts.items()}
     row, start = find_layers(model), time.process_time()
-    recipe = Recipe(bits=4, group=64, symmetric=False, **KINDS[options.kind])
+    recipe = Recipe(**dict(bits=4, group=64, symmetric=False) | KINDS[options.kind])
     with tempfile.TemporaryDirectory() as work:
         job = LayerJob(
             model, row, samples, recipe, lambda *_: True, hub_names(model, row), Path(work), torch.device("cpu"),

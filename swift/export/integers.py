@@ -28,6 +28,7 @@ from swift.models.targets import survey
 
 log = logging.getLogger("swift")
 
+VLLM_BITS = (4, 8)  # of GPTQ files, which vLLM takes with the zero point in the middle only
 WORD = 8  # outputs packed into one word: their number must be a multiple
 
 
@@ -40,7 +41,7 @@ def recipe_of(job: QuantJob) -> Recipe:
         layout=job.method,
         bits=job.bits,
         group=job.config.export.group_size,
-        symmetric=False,
+        symmetric=not awq and job.bits in VLLM_BITS,
         scales=awq or search,
         gptq=not awq or search,
         damping=0.1 if search else 0.01,
@@ -231,7 +232,7 @@ def _write_config(job: QuantJob, recipe: Recipe, kept: list[str], staging: Path)
             "quant_method": "gptq",
             "bits": recipe.bits,
             "group_size": recipe.group,
-            "sym": False,
+            "sym": recipe.symmetric,
             "desc_act": False,
             "checkpoint_format": "gptq",
             "lm_head": False,

@@ -61,9 +61,11 @@ def ranges(weight: torch.Tensor, grid: Grid, shrink: float = 1.0) -> tuple[torch
         scales = torch.where(scales.abs() < TINY, torch.full_like(scales, TINY), scales)
         return scales, torch.full_like(scales, grid.middle)
     if grid.symmetric:
-        scales = parts.abs().amax(-1) * (2 * shrink / grid.top)
-        scales = scales.clamp(min=TINY).half().float()
-        return scales, torch.full_like(scales, (grid.top + 1) // 2)
+        middle = (grid.top + 1) // 2
+        farthest = parts.gather(-1, parts.abs().argmax(-1, keepdim=True)).squeeze(-1)
+        scales = (farthest * (-shrink / middle)).half().float()
+        scales = torch.where(scales.abs() < TINY, torch.full_like(scales, TINY), scales)
+        return scales, torch.full_like(scales, middle)
     low, high = parts.amin(-1).clamp(max=0) * shrink, parts.amax(-1).clamp(min=0) * shrink
     scales = ((high - low) / grid.top).clamp(min=TINY)
     if not grid.whole:
