@@ -5,6 +5,7 @@ quantized weights stand for. Merging onto either is exact; what they answer diff
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -54,11 +55,13 @@ def find_bases(
     if trained is not None and trained.loading is not None and trained.path.resolve() != base.resolve():
         # the full-precision weights that --model names are those that training quantized, under another path
         trained = dataclasses.replace(trained, path=base) if own is None else None
-    if trained is None or (trained.loading is None and trained.path.resolve() == base.resolve()):
-        if config.export.merge_quantized_base and own is None:
+    itself = trained is not None and trained.loading is None and trained.path.resolve() == base.resolve()
+    if trained is None or itself:
+        if config.export.merge_quantized_base and own is None and not itself:
             what = "neither the base nor the training was quantized"
             raise UsageError(what, where="--merge_quantized_base", fix="leave it out")
-        return Base(base, f"the dequantized {own} base" if own else FULL), None
+        dequantized = f"the dequantized {own} base" if own else f"{trained.words}, dequantized" if itself else FULL
+        return Base(base, dequantized), None
     full = Base(base, FULL)
     if not config.export.merge_quantized_base:
         log.info("the adapter was trained on %s; merging onto %s", trained.words, FULL)
@@ -94,14 +97,15 @@ def load_plain(path: Path, plan: Any) -> Any:
 
 def _trained_with(adapter: Path) -> Base | None:
     """The quantized base of the adapter's training, None where it wasn't quantized or isn't known or here any more."""
-    from swift.models.gguf import as_directory
+    from swift.models.gguf import CONVERTED_FROM, as_directory
 
     record = runs.read_args(adapter) or {}
     options = record.get("options") or {}
     path = Path(str(record.get("model_path") or options.get("model") or ""))
     if options.get("quant_method"):
         loading = {name: options[name] for name in ("quant_method", "quant_bits", *BNB_4BIT) if name in options}
-        kind = f" ({options.get('bnb_4bit_quant_type')})" if options.get("quant_bits") == 4 else ""
+        nf4 = options["quant_method"] == "bnb" and options.get("quant_bits") == 4
+        kind = f" ({options.get('bnb_4bit_quant_type')})" if nf4 else ""
         return Base(path, f"{options['quant_method']}, {options.get('quant_bits')} bits{kind}", loading)
     if not record.get("model_path") or not path.exists():
         return None
@@ -111,5 +115,9 @@ def _trained_with(adapter: Path) -> Base | None:
         return None
     if files.is_gguf:
         return Base(as_directory(path), f"the GGUF file {path.name}")
+    origin = path / CONVERTED_FROM
+    if origin.is_file():
+        name = Path(json.loads(origin.read_text(encoding="utf-8"))["file"]).name
+        return Base(path, f"the GGUF file {name}")
     method = (files.quantization or {}).get("quant_method")
     return Base(path, f"the {method} weights of {path}") if method else None

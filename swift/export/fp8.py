@@ -1,5 +1,7 @@
 """Block-FP8 checkpoints as Qwen and DeepSeek publish them: float8_e4m3fn weights, one float32 scale
-(`weight_scale_inv`) for each block of 128 x 128, activations quantized when the engine runs.
+(`weight_scale_inv`) for each block of 128 x 128, activations quantized when the engine runs. transformers takes the
+block size from the ratio of weights and scales, so blocks are 64 or 32 wide where 128 doesn't divide every matrix;
+matrices that none divides stay as they are.
 
 Which matrices: the linear layers of the decoder and every expert's, in the checkpoint's own names; embeddings, head,
 norms and routers stay. Needs no rows.
@@ -24,6 +26,8 @@ from swift.export.quantize import QuantJob, check_shares
 from swift.models.packing import FP8_BLOCK, pack_fp8
 from swift.models.targets import survey
 
+BLOCKS = (FP8_BLOCK, 64, 32)
+
 
 @torch.no_grad()
 def write(job: QuantJob, model: Any, staging: Path) -> float:
@@ -36,12 +40,13 @@ def write(job: QuantJob, model: Any, staging: Path) -> float:
     dtype, wanted = stored_dtype(job), _wanted(model)
     total = sum(p.numel() for p in model.parameters())
     state = revert_weight_conversion(model, remove_tied_weights_from_state_dict(model.state_dict(), model))
+    block = _block([tuple(state[name].shape) for name in wanted])
     shards, done, kept = Shards(staging, job.config.export.max_shard_size), 0, []
     for name in list(state):
         tensor = state.pop(name)
-        if name in wanted:
+        if name in wanted and _divides(block, tuple(tensor.shape)):
             done += tensor.numel()
-            values, scales = pack_fp8(tensor)
+            values, scales = pack_fp8(tensor, block)
             shards.add({name: values, f"{name}_scale_inv": scales})
         else:
             plain = tensor.to(dtype) if tensor.is_floating_point() else tensor
@@ -49,8 +54,18 @@ def write(job: QuantJob, model: Any, staging: Path) -> float:
             if tensor.ndim == 2 and name.endswith(".weight") and "norm" not in name:
                 kept.append(name.removesuffix(".weight"))
     shards.finish()
-    _write_config(job, kept, dtype, staging)
+    _write_config(job, kept, dtype, block, staging)
     return check_shares(done, total, "the model has no linear layers")
+
+
+def _block(shapes: list[tuple[int, ...]]) -> int:
+    """The width of the blocks: the largest that divides all matrices, else the usual one."""
+    fitting = (block for block in BLOCKS if all(_divides(block, shape) for shape in shapes))
+    return next(fitting, FP8_BLOCK)
+
+
+def _divides(block: int, shape: tuple[int, ...]) -> bool:
+    return all(size <= block or size % block == 0 for size in shape)
 
 
 def _wanted(model: nn.Module) -> set[str]:
@@ -63,7 +78,7 @@ def _wanted(model: nn.Module) -> set[str]:
     return {hub for name, hub in names.items() if name in linear or fused.search(name)}
 
 
-def _write_config(job: QuantJob, kept: list[str], dtype: torch.dtype, staging: Path) -> None:
+def _write_config(job: QuantJob, kept: list[str], dtype: torch.dtype, block: int, staging: Path) -> None:
     config = json.loads((job.base / "config.json").read_text(encoding="utf-8"))
     for part in (config, config.get("text_config") or {}):
         part.pop("quantization_config", None)
@@ -71,7 +86,7 @@ def _write_config(job: QuantJob, kept: list[str], dtype: torch.dtype, staging: P
         "quant_method": "fp8",
         "fmt": "e4m3",
         "activation_scheme": "dynamic",
-        "weight_block_size": [FP8_BLOCK, FP8_BLOCK],
+        "weight_block_size": [block, block],
         "modules_to_not_convert": sorted({"lm_head", *kept}),
     }
     config.pop("torch_dtype", None)

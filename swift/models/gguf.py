@@ -30,6 +30,7 @@ log = logging.getLogger("swift")
 
 FORMAT = 1  # raised when a conversion by an earlier version must not be used any more
 EDGE = 1 << 22
+CONVERTED_FROM = "converted_from.json"  # in a directory: the file that it was made of
 # llama.cpp's names for vocabularies whose digits are split one by one before GPT-2's pattern; transformers lacks them
 SPLIT_DIGITS = ("smollm", "starcoder", "refact", "command-r", "codeshell", "exaone")
 # ids in the metadata that end a reply
@@ -90,9 +91,7 @@ def _convert(path: Path, directory: Path) -> None:
             model = _model(path, tokenizer, metadata)
             model.save_pretrained(staging)
             tokenizer.save_pretrained(staging)
-        runs.write_json(
-            staging / "converted_from.json", {"file": str(path.absolute()), "name": metadata.get("general.name")}
-        )
+        runs.write_json(staging / CONVERTED_FROM, {"file": str(path.absolute()), "name": metadata.get("general.name")})
         runs.commit_dir(staging, directory)
     except OSError as error:
         raise runs.disk_error(error, directory) from error

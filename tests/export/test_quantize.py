@@ -157,6 +157,15 @@ def test_fp8_is_read_by_plain_transformers(tmp_path, family):
     torch.testing.assert_close(logits_by_swift(out), plain(out), atol=0.02, rtol=0.02)
 
 
+def test_blocks_of_fp8_divide_every_matrix(tmp_path):
+    """576 and 192, as SmolLM2 has: with blocks of 128 plain transformers reads other weights or none."""
+    base, out = tiny.checkpoint(tmp_path / "base", "llama", hidden_size=576, head_dim=96, intermediate_size=320), "out"
+    assert export("--model", base, "--quant_method", "fp8", "--output_dir", tmp_path / out) == 0
+    config = json.loads((tmp_path / out / "config.json").read_text())["quantization_config"]
+    assert config["weight_block_size"] == [64, 64]
+    assert 1e-4 < (plain(tmp_path / out) - plain(base)).norm() / plain(base).norm() < 0.1
+
+
 def test_bitsandbytes_layers_of_odd_shapes_are_read_back(tmp_path):
     _, out = exported(tmp_path, "bamba", "bnb")
     report = json.loads((out / "quantization_report.json").read_text())
