@@ -59,12 +59,13 @@ def fits(total: int, machine: Machine) -> bool:
 def cheapest(facts: ModelFacts, training: Training, machine: Machine) -> Remedy | None:
     """The remedy, or None when even all changes together don't make it fit."""
     axes = _axes(facts, training, machine)
+    stays_quantized = stored_bytes(facts, True, machine) is not None
     combinations = sorted(itertools.product(*axes), key=lambda changes: sum(change.cost for change in changes))
     for changes in combinations[1:]:
         changed = training
         for change in changes:
             changed = change.apply(changed)
-        if not _goes_together(changed):
+        if not _goes_together(changed, stays_quantized):
             continue
         found = estimate(facts.shape, changed, stored_bytes=stored_bytes(facts, True, machine))
         if fits(found.total, machine):
@@ -98,12 +99,14 @@ def _axes(facts: ModelFacts, training: Training, machine: Machine) -> list[list[
     return axes
 
 
-def _goes_together(training: Training) -> bool:
-    """Whether swift trains with this combination: see swift.train.sharding."""
-    if training.full and training.weight_bits:
+def _goes_together(training: Training, stays_quantized: bool) -> bool:
+    """Whether swift trains with this combination: see swift.train.sharding. `stays_quantized`: the checkpoint's own
+    weights do."""
+    quantized = training.weight_bits or stays_quantized
+    if training.full and quantized:
         return False
     spread = training.spread
-    cut = training.weight_bits or training.dora
+    cut = quantized or training.dora
     if spread.engine == "fsdp":
         return not cut and training.optimizer in ELEMENTWISE
     if spread.engine == "deepspeed":

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from swift.advise.setup import DEQUANTIZED
 from swift.config.commands import SftConfig
 from swift.config.decide import decide_sft
 from swift.config.record import explain, inherit
@@ -76,7 +77,9 @@ def prepare(config: SftConfig) -> Setup:
     files = check_model_files(model.path)
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     config = decide_sft(config, _label(config.model.model), files.context, world_size)
-    config = decide_sharding(config, world_size, point.checkpoint if point else None)
+    kept = (files.quantization or {}).get("quant_method")
+    kept = None if kept in DEQUANTIZED else kept
+    config = decide_sharding(config, world_size, point.checkpoint if point else None, kept)
     for name in ("output_dir", "logging_dir"):
         _check_writable(config.value(name))
     return Setup(config, model, files, adapter, point, world_size)

@@ -31,10 +31,18 @@ def sharded(config: SftConfig) -> bool:
     return read_fsdp(config) is not None or (zero is not None and stage(zero) == 3)
 
 
-def decide_sharding(config: SftConfig, processes: int, checkpoint: Path | None = None) -> SftConfig:
+def decide_sharding(
+    config: SftConfig, processes: int, checkpoint: Path | None = None, quantization: str | None = None
+) -> SftConfig:
     """The config with what FSDP or DeepSpeed decide; UsageError for what they can't do. `checkpoint`: the one that the
-    run goes on from."""
+    run goes on from. `quantization`: how the model's own weights are quantized and stay so."""
     zero = read_deepspeed(config)
+    if quantization is not None and sharded(config):
+        raise UsageError(
+            f"{quantization} weights can't be cut in parts",
+            where="--fsdp" if zero is None else f"--deepspeed {config.training.deepspeed}",
+            fix="leave it out: every process then holds them all (DDP); or --deepspeed zero2",
+        )
     if checkpoint is not None and not config.saving.resume_only_model:
         _check_state(config, processes, checkpoint)
     if zero is None:

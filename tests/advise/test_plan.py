@@ -379,3 +379,11 @@ def test_the_whole_search_is_quick(tmp_path):
     tiny_machine = parse_gpu("2GB")
     assert remedies.cheapest(plan.facts, plan.train.training, tiny_machine) is None
     assert time.process_time() - began < 2.0
+
+
+def test_weights_that_stay_quantized_are_never_told_to_be_cut_in_parts(tmp_path):
+    gptq = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    big = model(tmp_path / "m", **gptq, hidden_size=8192, num_hidden_layers=80, intermediate_size=29568)
+    plan = plan_of("--model", big, "--gpu", "RTX 4090", "x2")
+    assert not plan.train.fits
+    assert plan.train.remedy is None or not {"fsdp", "deepspeed"} & set(plan.train.remedy.options)

@@ -66,6 +66,11 @@ def test_what_contradicts_or_does_not_combine_is_refused(monkeypatch, tmp_path):
         decide_sharding(config(deepspeed="zero2", **unfit), 2)
         with pytest.raises(UsageError, match=next(iter(unfit))):
             decide_sharding(config(deepspeed="zero3", **unfit), 2)
+    decide_sharding(config(deepspeed="zero2"), 2, quantization="gptq")
+    with pytest.raises(UsageError, match="gptq weights can't be cut"):
+        decide_sharding(config(deepspeed="zero3"), 2, quantization="gptq")
+    with pytest.raises(UsageError, match="awq weights can't be cut"):
+        decide_sharding(config(fsdp="fsdp2"), 2, quantization="awq")
     monkeypatch.delenv("LOCAL_RANK")
     with pytest.raises(UsageError, match="NPROC_PER_NODE"):
         decide_sharding(config(deepspeed="zero2"), 1)
