@@ -8,13 +8,10 @@ from swift.advise.model_facts import ModelFacts
 from swift.advise.rows import RowFacts
 from swift.advise.spread import Spread
 from swift.config.commands import SftConfig
-from swift.config.model import ON_LOAD
+from swift.config.model import DEQUANTIZED, ON_LOAD
 from swift.errors import UsageError
 from swift.train.deepspeed_options import read_deepspeed, stage
 from swift.train.fsdp_options import read_fsdp
-
-# checkpoints in these formats train as plain weights, as they are loaded for it
-DEQUANTIZED = ("fp8", "mxfp4", "compressed-tensors")
 
 
 def dtype_of(config: SftConfig, facts: ModelFacts, machine: Machine) -> tuple[str, str]:

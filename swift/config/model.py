@@ -9,6 +9,8 @@ from swift.config.options import option
 DTYPES = ("bfloat16", "float16", "float32")
 # what can quantize while loading, and the bits that it has
 ON_LOAD = {"bnb": (8, 4), "torchao": (8, 4), "fp8": (8,)}
+# checkpoints in these formats train as plain weights, as they are loaded for it
+DEQUANTIZED = ("fp8", "mxfp4", "compressed-tensors")
 
 
 @dataclass(frozen=True)

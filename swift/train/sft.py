@@ -12,9 +12,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from swift.advise.setup import DEQUANTIZED
 from swift.config.commands import SftConfig
 from swift.config.decide import decide_sft
+from swift.config.model import DEQUANTIZED
 from swift.config.record import explain, inherit
 from swift.errors import ResourceError, UsageError
 from swift.hub import LocalModel, ModelFiles, check_adapter_files, check_model_files, resolve_options
