@@ -139,9 +139,9 @@ def run(config: ExportConfig, find: Callable[[ExportConfig], tuple[ExportConfig,
 
 
 def _refuse_quantized(files: ModelFiles, method: str, merges: bool) -> None:
-    """An FP8 source becomes FP8 again only with adapters merged in."""
+    """An FP8 source becomes FP8 again only with adapters merged in; bitsandbytes quantizes plain weights only."""
     source = (files.quantization or {}).get("quant_method")
-    again = source == method and not merges
+    again = method in (source, "bnb") and not merges
     if files.quantization and not files.is_gguf and (again or source not in SOURCES):
         what = f"the source is already quantized ({source or 'bitsandbytes'})"
         raise UsageError(what, where=f"--model {files.path}", fix="pass the unquantized model")

@@ -58,9 +58,10 @@ def test_a_bitsandbytes_checkpoint_becomes_plain(tmp_path, bits):
     assert (dense - plain(base)).norm() / dense.norm() > 1e-3
 
 
-def test_fp8_is_not_made_of_fp8(tmp_path, capfd):
+@pytest.mark.parametrize("method", ["fp8", "bnb"])
+def test_neither_fp8_nor_bitsandbytes_is_made_of_fp8(tmp_path, capfd, method):
     base = tiny.fp8_checkpoint(tmp_path / "base")
-    assert export("--model", base, "--quant_method", "fp8", "--output_dir", tmp_path / "out") == 2
+    assert export("--model", base, "--quant_method", method, "--output_dir", tmp_path / "out") == 2
     assert "already quantized (fp8)" in capfd.readouterr().err and not (tmp_path / "out").exists()
 
 
