@@ -341,9 +341,13 @@ def _by_id(message: Mapping[str, Any], shown: str) -> str | None:
     """Of a tool call that the template shows by its id, which doesn't hold its name: what to give instead."""
     for number, call in enumerate(message.get("tool_calls") or ()):
         name, identity = call.get("function", call).get("name"), call.get("id")
-        if identity and identity in shown and name not in shown:
-            wanted = f"give ids that hold the name, such as functions.{name}:{number}"
+        if name in shown:
+            continue
+        wanted = f"give ids that hold the name, such as functions.{name}:{number}"
+        if identity and identity in shown:
             return f"the template shows the id of a tool call, {identity!r}, in place of its name {name!r}: {wanted}"
+        if not identity:
+            return f"the template doesn't show a tool call's name {name!r}, and the call has no id: {wanted}"
     return None
 
 

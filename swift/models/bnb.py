@@ -68,6 +68,15 @@ def _layer_classes() -> tuple[type, type]:
                 return super().forward(x)
             return super().forward(x.flatten(0, -2)).unflatten(0, x.shape[:-1])
 
+        def init_8bit_state(self) -> None:
+            """peft's DoRA makes the weight anew at every step, without the scales, which the first one left in the
+            state: they stay there.
+            """
+            scales = self.state.SCB
+            super().init_8bit_state()
+            if self.state.SCB is None:
+                self.state.SCB = scales
+
     class Linear4bit(bnb.nn.Linear4bit):
         """The layer of bitsandbytes for inputs in any order in memory."""
 

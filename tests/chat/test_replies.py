@@ -100,3 +100,5 @@ def test_calls_that_are_shown_by_ids_alone():
     assert encoder.parse(text, TOOLS)["tool_calls"] == calls
     refused = encoder.encode_batch([row(WEATHER)])[0]
     assert "'call00001', in place of its name 'get_weather'" in str(refused)
+    refused = encoder.encode_batch([row({key: value for key, value in WEATHER.items() if key != "id"})])[0]
+    assert "the call has no id: give ids that hold the name, such as functions.get_weather:0" in str(refused)

@@ -31,7 +31,7 @@ KINDS = {
 }
 RUN = ["--max_steps", 6, "--save_steps", 3, "--logging_steps", 1, "--learning_rate", 5e-3, "--add_version", "false"]
 RUN += ["--per_device_train_batch_size", 2, "--gradient_accumulation_steps", 1, "--split_dataset_ratio", 0]
-FAST = [("awq", "false"), ("experts in 4 bits", "false")]
+FAST = [("awq", "false"), ("8 bits", "true"), ("experts in 4 bits", "false")]
 SLOW = [(kind, dora) for kind in KINDS for dora in ("false", "true")]
 SLOW = [case for case in SLOW if case not in FAST and case != ("experts in 4 bits", "true")]
 
