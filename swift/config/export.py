@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from swift.config.options import option
+from swift.config.options import SIZE, option
 
 
 @dataclass(frozen=True)
@@ -15,7 +15,7 @@ class ExportOptions:
     merge_quantized_base: bool = option(False)
     to_cached_dataset: bool = option(False)
     to_peft_format: bool = option(False)
-    max_shard_size: str = option("5GB")
+    max_shard_size: str = option("5GB", pattern=SIZE)
     push_to_hub: bool = option(False)
     hub_model_id: str | None = option()
     hub_private_repo: bool = option(False)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 # annotation as written -> (kind, is list). `None` as a default means: decided later, and said.
+SIZE = r"\d+(\.\d+)?\s*[KMGT]B"  # 5GB, 300 MB; as huggingface_hub reads them
 KINDS: dict[str, tuple[str, bool]] = {
     "str": ("str", False),
     "str | None": ("str", False),
@@ -37,12 +38,14 @@ def option(
     values: dict[str, Any] | None = None,
     low: float | None = None,
     high: float | None = None,
+    pattern: str | None = None,
 ) -> Any:
     """A section's field. `aliases` are other names of the flag; `values` maps older spellings of a value to today's.
 
-    `low` and `high` are inclusive bounds of numbers.
+    `low` and `high` are inclusive bounds of numbers; `pattern` is what the whole of a text must match.
     """
     metadata = {"choices": tuple(choices), "aliases": tuple(aliases), "values": values or {}, "low": low, "high": high}
+    metadata["pattern"] = pattern
     return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -60,6 +63,7 @@ class Spec:
     values: dict[str, Any]
     low: float | None
     high: float | None
+    pattern: str | None
 
     @property
     def type_name(self) -> str:
@@ -90,6 +94,7 @@ def section_specs(section_name: str, section: Any) -> tuple[Spec, ...]:
                 values=meta["values"],
                 low=meta["low"],
                 high=meta["high"],
+                pattern=meta["pattern"],
             )
         )
     return tuple(specs)

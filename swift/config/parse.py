@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -232,6 +233,8 @@ def _convert_scalar(spec: Spec, raw: Any, where: str) -> Any:
         value: Any = str(raw).lower() if isinstance(raw, bool) else str(raw)
         if isinstance(raw, dict):  # of a config file
             value = json.dumps(raw)
+        if spec.pattern and not re.fullmatch(spec.pattern, value, re.IGNORECASE):
+            raise UsageError(f"{value!r} is not possible", where=where, fix=_example(spec))
     else:
         value = _number(spec, raw, where)
     if spec.choices and value not in spec.choices:

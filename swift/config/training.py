@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from swift.config.options import option
+from swift.config.options import SIZE, option
 
 STRATEGIES = ("no", "steps", "epoch")
 
@@ -95,7 +95,7 @@ class SavingOptions:
     save_steps: float = option(500, low=0)
     save_total_limit: int | None = option(low=1)
     save_only_model: bool = option(False)
-    max_shard_size: str = option("5GB")
+    max_shard_size: str = option("5GB", pattern=SIZE)
     resume_from_checkpoint: str | None = option()
     resume_only_model: bool = option(False)
     ignore_data_skip: bool = option(False)

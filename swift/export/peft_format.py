@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from swift import runs
 from swift.config.commands import ExportConfig
 from swift.config.record import explain, inherit
-from swift.errors import ExportError, ModelFileError, UsageError
+from swift.errors import CheckpointError, ExportError, ModelFileError, UsageError
 from swift.export.writing import written_aside
 from swift.hub.files import ADAPTER_CONFIG, AdapterFiles, check_adapter_files, read_json_object
 from swift.hub.upload import files_to_send
@@ -76,7 +76,11 @@ def run(config: ExportConfig) -> int:
         staging.mkdir()
         for source in sources:
             tensors = _write(source, staging / source.name)
-            _check(config, model.path, staging / source.name)
+            try:
+                _check(config, model.path, staging / source.name)
+            except (CheckpointError, ModelFileError) as error:
+                error.where = str(source.files.path)  # not the copy, which is gone
+                raise
             where = "" if source.is_peft else ", from ms-swift's own format"
             log.info("%s: %d tensors%s, all with a place in %s", source.files.path, len(tensors), where, model.path)
         facts = {"base": str(model.path), "adapters": [str(source.files.path) for source in sources]}

@@ -147,6 +147,13 @@ def test_a_wrong_key_in_a_config_file_is_named(tmp_path):
         parse(SftConfig, [str(file)])
 
 
+def test_sizes_are_a_number_and_a_unit():
+    assert sft("--max_shard_size", "300 MB").saving.max_shard_size == "300 MB"
+    for wrong in ("lots", "5", "1GiB", "-1GB"):
+        with pytest.raises(UsageError, match="not possible(.|\n)*--max_shard_size 5GB"):
+            sft(f"--max_shard_size={wrong}")
+
+
 def test_explain_says_where_values_come_from():
     config = sft("--lora_rank", "4").decide("LoRA", learning_rate=1e-4)
     lines = dict(line.split(" = ", 1) for line in explain(config).splitlines() if " = " in line)

@@ -73,6 +73,7 @@ def test_another_base_is_refused(tmp_path, capfd):
     base, other = tiny.checkpoint(tmp_path / "base"), tiny.checkpoint(tmp_path / "other", hidden_size=128)
     theirs = in_their_format(adapter_of(base, tmp_path / "adapter"), tmp_path / "theirs")
     assert export("--adapters", theirs, "--model", other, "--output_dir", tmp_path / "out") == 10
-    assert not (tmp_path / "out").exists() and str(other) in capfd.readouterr().err
+    said = capfd.readouterr().err
+    assert not (tmp_path / "out").exists() and str(other) in said and str(theirs) in said and ".writing" not in said
     assert export("--adapters", theirs, theirs, "--model", base) == 2
     assert export("--adapters", theirs, "--model", base, "--merge_lora", "true") == 2
