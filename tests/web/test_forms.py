@@ -1,6 +1,7 @@
 """A form says what the command line says: each option has a field, each value comes back, each mistake has a place."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
@@ -22,6 +23,8 @@ def plain(spec):
     """Values that an option can have."""
     if spec.choices:
         return st.sampled_from(spec.choices)
+    if spec.pattern:
+        return st.from_regex(re.compile(spec.pattern, re.ASCII), fullmatch=True).map(str.strip)
     if spec.kind == "bool":
         return st.booleans()
     if spec.kind == "dict":
