@@ -20,6 +20,11 @@ FACTORS = "rope_freqs.weight"  # [head size / 2]: what llama.cpp divides the fre
 # layers of the models that divide attention by the square root of hidden size / heads, not of a head's size
 GEMMA_27B = {"gemma2": 46, "gemma3": 62}
 SCALINGS = ("linear", "yarn")
+# sizes that transformers leaves at its own defaults
+EXPERTS = {
+    "expert_feed_forward_length": "moe_intermediate_size",
+    "expert_shared_feed_forward_length": "shared_expert_intermediate_size",
+}
 
 
 def read_config(path: Path, metadata: Mapping[str, Any], factors: torch.Tensor | None) -> Any:
@@ -36,6 +41,9 @@ def read_config(path: Path, metadata: Mapping[str, Any], factors: torch.Tensor |
     if size and hasattr(config, "query_pre_attn_scalar"):  # Gemma: as llama.cpp has it
         wide = config.num_hidden_layers == GEMMA_27B.get(prefix)
         config.query_pre_attn_scalar = config.hidden_size // config.num_attention_heads if wide else int(size)
+    for key, name in EXPERTS.items():
+        if f"{prefix}.{key}" in metadata and hasattr(config, name):
+            setattr(config, name, int(metadata[f"{prefix}.{key}"]))
     scaling = _scaling(path, metadata, factors, config)
     if scaling:
         rope = dict(config.rope_parameters)
