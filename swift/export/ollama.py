@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from typing import Any
 log = logging.getLogger("swift")
 
 MODELFILE = "Modelfile"
+LONGEST_END = 64
 CONTEXT = 8192  # num_ctx at most: Ollama reserves memory for it
 # generation_config.json -> Modelfile
 PARAMETERS = {
@@ -89,8 +90,20 @@ def find_turns(render: Render) -> Turns | None:
         full = render([{"role": "system", "content": SYSTEM}, *talk], True)
     except Exception:  # one without system prompts says so this way
         full = None
-    found = _taken_apart(*texts, full)
-    return found if found is not None and _agrees(found, render) else None
+    whole, asked, question, answered = texts
+    for end in _common_ends(question, answered):  # what closes a conversation that isn't asked to go on
+        found = _taken_apart(whole, asked, question.removesuffix(end), answered.removesuffix(end), full)
+        if found is not None and _agrees(found, render):
+            return found
+    return None
+
+
+def _common_ends(one: str, other: str) -> Iterator[str]:
+    """From the empty one on."""
+    for size in range(min(len(one), len(other), LONGEST_END) + 1):
+        if not one.endswith(end := other[len(other) - size :]):
+            return
+        yield end
 
 
 def _taken_apart(whole: str, asked: str, question: str, answered: str, full: str | None) -> Turns | None:

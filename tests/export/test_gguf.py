@@ -251,10 +251,14 @@ GEMMA_LIKE = (
 DEFAULTED = (
     "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}" + tiny.CHATML
 )
+ENDED = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|assistant|>\n' }}{% else %}{{ eos_token }}{% endif %}"
+)
 NUMBERED = "{% for m in messages %}{{ loop.index ~ m['content'] + '\n' }}{% endfor %}"
 
 
-@pytest.mark.parametrize("template", [tiny.CHATML, GEMMA_LIKE, DEFAULTED])
+@pytest.mark.parametrize("template", [tiny.CHATML, GEMMA_LIKE, DEFAULTED, ENDED])
 def test_ollamas_template_gives_the_chat_templates_text(tmp_path, template):
     base = tiny.checkpoint(tmp_path / "base", chat_template=template)
     generation = {"eos_token_id": [2, 0], "temperature": 0.7, "do_sample": True}
