@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 from typing import Any
 
 import torch
@@ -45,6 +46,8 @@ def any_shape(model: torch.nn.Module, training: bool) -> None:
     """
     import bitsandbytes as bnb
 
+    # which says at each product in 8 bits that it is one of float16
+    logging.getLogger("bitsandbytes.autograd._functions").setLevel(logging.ERROR)
     eight, four = _layer_classes()
     for layer in model.modules():
         if type(layer) is bnb.nn.Linear8bitLt:
