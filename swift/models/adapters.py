@@ -19,7 +19,7 @@ from swift.errors import CheckpointError, ModelFileError, UsageError
 from swift.hub.files import ADAPTER_CONFIG, AdapterFiles, check_adapter_files, refuse_own_format
 from swift.hub.safetensors_header import read_header
 from swift.models.heads import classifies, keep_float32
-from swift.models.imports import bitsandbytes_only_where_used
+from swift.models.imports import libraries_only_where_used
 from swift.models.quiet import quiet
 
 log = logging.getLogger("swift")
@@ -102,7 +102,7 @@ def load_adapter(model, path: Path | str, *, name: str = "default", trainable: b
     check_fits(model, files)
     config = PeftConfig.from_pretrained(path, local_files_only=True)
     config.inference_mode = not trainable
-    with quiet(), bitsandbytes_only_where_used():
+    with quiet(), libraries_only_where_used():
         if isinstance(model, PeftModel):
             result = model.load_adapter(path, name, is_trainable=trainable, local_files_only=True)
         else:

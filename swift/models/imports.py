@@ -19,7 +19,17 @@ from swift.hub import ModelFiles
 UNUSED = ("datasets", "scipy", "sklearn")
 OPTIMIZERS = ("8bit", "bnb", "paged", "ademamix", "32bit")
 TOWERS = ("vision_config", "audio_config", "text_config", "thinker_config")
-QUESTIONS = ("is_bnb_available", "is_bnb_4bit_available")  # peft's
+QUESTIONS = {  # peft's, and the library that it imports when told yes
+    "is_bnb_available": "bitsandbytes",
+    "is_bnb_4bit_available": "bitsandbytes",
+    "is_gptqmodel_available": "gptqmodel",
+    "is_torchao_available": "torchao",
+    "is_hqq_available": "hqq",
+    "is_eetq_available": "eetq",
+    "is_aqlm_available": "aqlm",
+    "is_inc_available": "neural_compressor",
+    "is_te_pytorch_available": "transformer_engine",
+}
 
 
 def unused(config: SftConfig | EngineConfig, files: ModelFiles) -> tuple[str, ...]:
@@ -30,7 +40,7 @@ def unused(config: SftConfig | EngineConfig, files: ModelFiles) -> tuple[str, ..
     optimizer = config.value("optim") if isinstance(config, SftConfig) else ""
     if quantized or any(word in optimizer for word in OPTIMIZERS):
         return UNUSED
-    return (*UNUSED, "bitsandbytes")
+    return (*UNUSED, "bitsandbytes", "torchao")
 
 
 @contextmanager
@@ -46,15 +56,14 @@ def left_out(names: Sequence[str]) -> Iterator[None]:
 
 
 @contextmanager
-def bitsandbytes_only_where_used() -> Iterator[None]:
-    """Around peft putting an adapter into a model. It imports bitsandbytes for any model, which imports torch's
-    compiler; but no layer can be one of bitsandbytes' while nobody has imported that, so peft is told it isn't there.
+def libraries_only_where_used() -> Iterator[None]:
+    """Around peft putting an adapter into a model. For any model it imports what quantizes layers, as far as that is
+    installed: bitsandbytes brings torch's compiler, gptqmodel prints a banner and changes the environment. But no
+    layer can be one of a library that nobody has imported, so peft is told that such aren't there.
     """
-    changed = []
-    if "bitsandbytes" not in sys.modules:
-        tuners = [module for name, module in list(sys.modules.items()) if name.startswith("peft.tuners.")]
-        asking = [(module, name) for module in tuners for name in QUESTIONS]
-        changed = [(module, name, vars(module)[name]) for module, name in asking if name in vars(module)]
+    absent = {name for name, library in QUESTIONS.items() if library not in sys.modules}
+    asking = [module for name, module in list(sys.modules.items()) if name.startswith("peft.tuners.")]
+    changed = [(module, name, vars(module)[name]) for module in asking for name in absent if name in vars(module)]
     try:
         for module, name, _ in changed:
             setattr(module, name, lambda: False)

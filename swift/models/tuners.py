@@ -17,7 +17,7 @@ from swift.config.tuner import TunerOptions
 from swift.errors import TrainingError, UsageError
 from swift.models.bypass import has_own_gradients
 from swift.models.heads import classifies, keep_float32
-from swift.models.imports import bitsandbytes_only_where_used
+from swift.models.imports import libraries_only_where_used
 from swift.models.parts import Parts, find_parts
 from swift.models.quiet import quiet
 from swift.models.targets import Targets, frozen_parts, leaves, resolve_targets, shortest
@@ -65,7 +65,7 @@ def _lora(model, tuner: TunerOptions, new_token_ids: Sequence[int]):
         log.info(note)
     config = lora_config(model, tuner, targets, new_token_ids)
     keep = tuner.lora_dtype in (None, "float32")
-    with quiet(), bitsandbytes_only_where_used():
+    with quiet(), libraries_only_where_used():
         tuned = get_peft_model(model, config, autocast_adapter_dtype=keep)
     if has_own_gradients(model):
         model.enable_input_require_grads()
