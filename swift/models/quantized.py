@@ -62,7 +62,7 @@ def dequantize(model: nn.Module, dtype: str) -> None:
     for name, layer in list(model.named_modules()):
         if is_quantized(layer):
             plain = nn.Linear(layer.in_features, layer.out_features, layer.bias is not None, device="meta")
-            plain.weight = nn.Parameter(_plain_weight(layer).to(wanted), requires_grad=False)
+            plain.weight = nn.Parameter(plain_weight(layer).to(wanted), requires_grad=False)
             plain.bias = layer.bias
             model.set_submodule(name, plain)
     packed = [name for name, parameter in model.named_parameters() if isinstance(parameter, PackedWeight)]
@@ -74,8 +74,8 @@ def dequantize(model: nn.Module, dtype: str) -> None:
 
 
 @torch.no_grad()
-def _plain_weight(layer: nn.Module) -> torch.Tensor:
-    """[outputs, inputs]"""
+def plain_weight(layer: nn.Module) -> torch.Tensor:
+    """The weight [outputs, inputs] of a quantized layer as the numbers that it stands for."""
     weight = layer.weight
     if isinstance(layer, QuantizedLinear):
         return weight.plain() if isinstance(weight, PackedWeight) else weight.dequantize()

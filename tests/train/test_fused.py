@@ -19,14 +19,21 @@ from tests.train import support
 
 def tuned(family: str = "llama", dtype: torch.dtype = torch.float32, **settings):
     """A tiny model with LoRA on all linear layers, whose B isn't zero."""
+    return adapted(tiny.model(family).to(dtype), **settings)
+
+
+def adapted(base: torch.nn.Module, **settings):
     from peft import LoraConfig, get_peft_model
 
     values = dict(r=4, lora_alpha=8, target_modules="all-linear", task_type="CAUSAL_LM") | settings
-    model = get_peft_model(tiny.model(family).to(dtype), LoraConfig(**values))
+    torch.manual_seed(0)
+    model = get_peft_model(base, LoraConfig(**values))
     generator = torch.Generator().manual_seed(1)
     for name, parameter in model.named_parameters():
         if "lora_B" in name:
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+        elif "lora_magnitude" in name:
+            parameter.data.mul_(torch.rand(parameter.shape, generator=generator) + 0.5)
     return model.train()
 
 
@@ -51,14 +58,15 @@ def a_batch():
         ("gemma3_text", {}),
         ("phi3", {}),
         ("qwen3_moe", {"target_modules": ["q_proj", "k_proj", "o_proj"]}),
-        ("llama", {"use_dora": True, "target_modules": ["q_proj"]}),
+        ("llama", {"use_dora": True}),
+        ("qwen2", {"use_dora": True, "use_rslora": True, "r": 3}),
         ("llama", {"rank_pattern": {"k_proj": 2}, "alpha_pattern": {"v_proj": 3}}),
         ("llama", {"target_modules": ["q_proj", "v_proj"], "bias": "all"}),
     ],
 )
 def test_gradients_are_those_of_peft(family, settings, kind, light, monkeypatch):
     """Both ways, whichever the width of the weights would choose."""
-    monkeypatch.setattr(fuse, "projections", kind)
+    monkeypatch.setattr(fuse, "kind_of", lambda layer: kind)
     plain = tuned(family, **settings)
     ours = copy.deepcopy(plain)
     fused = Fused(ours, light)
@@ -73,12 +81,16 @@ def test_gradients_are_those_of_peft(family, settings, kind, light, monkeypatch)
         torch.testing.assert_close(found[name], wanted[name], atol=1e-6, rtol=1e-3, msg=name)
 
 
-def test_dropout_is_that_of_each_adapter(monkeypatch):
+@pytest.mark.parametrize("kind", [Apart, Joined])
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}])
+def test_dropout_is_that_of_each_adapter(settings, kind, monkeypatch):
     """The same masks, given to peft's own layers as their dropout."""
+    monkeypatch.setattr(fuse, "kind_of", lambda layer: kind)
     drawn: list[torch.Tensor] = []
     real = projections.keep_mask
     monkeypatch.setattr(projections, "keep_mask", lambda *args: drawn.append(real(*args)) or drawn[-1])
-    plain = tuned(lora_dropout=0.25, target_modules=["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"])
+    targets = ["q_proj", "k_proj", "v_proj", "gate_proj", "up_proj", "down_proj"]
+    plain = tuned("qwen2", lora_dropout=0.25, target_modules=targets, **settings)
     ours = copy.deepcopy(plain)
     fused = Fused(ours)
     fused.engage()
@@ -112,8 +124,37 @@ def test_dropout_is_that_of_each_adapter(monkeypatch):
         assert len(drawn) == count, "no dropout outside training"
 
 
-def test_in_bfloat16_fused_is_nearer_to_float32_than_peft():
-    exact = tuned()
+@pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}])
+def test_over_bitsandbytes_gradients_are_those_of_peft(bits, settings, tmp_path):
+    pytest.importorskip("bitsandbytes")
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    tiny.checkpoint(tmp_path / "model", "qwen2")
+    few = BitsAndBytesConfig(load_in_8bit=bits == 8, load_in_4bit=bits == 4)
+
+    def made():
+        base = AutoModelForCausalLM.from_pretrained(
+            tmp_path / "model", quantization_config=few, dtype=torch.float32, device_map="cpu"
+        )
+        return adapted(base, **settings)
+
+    ours = made()
+    fused = Fused(ours)
+    fused.engage()
+    assert fused.counts["MLPs"] == fused.counts["groups of projections"] == 2 and not fused.left
+    batch = a_batch()
+    loss, found = gradients(ours, batch)
+    expected, wanted = gradients(made(), batch)
+    torch.testing.assert_close(loss, expected, atol=2e-6, rtol=0)
+    assert found.keys() == wanted.keys()
+    for name in wanted:
+        torch.testing.assert_close(found[name], wanted[name], atol=1e-6, rtol=1e-3, msg=name)
+
+
+@pytest.mark.parametrize("settings", [{}, {"use_dora": True}])
+def test_in_bfloat16_fused_is_nearer_to_float32_than_peft(settings):
+    exact = tuned(**settings)
     batch = a_batch()
     expected, wanted = gradients(exact, batch)
     distances = []
@@ -227,7 +268,7 @@ def test_a_norm_that_computes_something_else_is_left_alone():
 
 @pytest.mark.parametrize("kind", [Apart, Joined])
 def test_at_rest_the_layers_compute_as_before_and_nothing_is_copied(kind, monkeypatch):
-    monkeypatch.setattr(fuse, "projections", kind)
+    monkeypatch.setattr(fuse, "kind_of", lambda layer: kind)
     model = tuned()
     before = {id(module): module.forward.__func__ for module in model.modules()}
     fused = Fused(model)

@@ -1,7 +1,7 @@
 """Finds the layers whose structure the fused operations know, and puts them into these instances.
 
 Promises: classes aren't touched and parameters keep their names; `Fused.release` makes every instance what it was.
-What a layer has that isn't known here (DoRA, quantized weights, trained biases, several adapters) leaves it as it is,
+What a layer has that isn't known here (trained biases, several adapters, variants of LoRA but DoRA) leaves it as it is,
 and `Fused.summary` counts it.
 """
 
@@ -13,9 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
+from swift.models.quantized import is_quantized
 from swift.train.lean.blocks import Gated, RmsNorm, activation_of, norm_kind
-from swift.train.lean.lora import GatedMlp, Project
-from swift.train.lean.projections import Projections, projections
+from swift.train.lean.dora import Dora
+from swift.train.lean.lora import GatedMlp, Group, Project
+from swift.train.lean.projections import kind_of
 
 QUERY_KEY_VALUE = ("q_proj", "k_proj", "v_proj")
 GATED = ("gate_proj", "up_proj", "down_proj")
@@ -29,7 +31,7 @@ class Fused:
         self.counts: Counter[str] = Counter()
         self.left: Counter[str] = Counter()
         self._patched: list[tuple[nn.Module, Any]] = []
-        self._groups: list[Projections] = []
+        self._groups: list[Group] = []
 
     def engage(self) -> None:
         if self._patched:
@@ -91,8 +93,7 @@ class Fused:
                 self._patch(module, _gated_forward(module))
                 self.counts["gated products"] += 1
             return
-        why = next(filter(None, map(refusal, layers)), None)
-        if why is not None:
+        if any(map(refusal, layers)) or not _alike(layers[:2]):
             return  # counted when the layers are looked at one by one
         first, last = self._projections(layers[:2]), self._projections(layers[2:])
         self._patch(module, _mlp_forward(module, first, last, not self.light))
@@ -106,7 +107,7 @@ class Fused:
         layers = [layer for layer in layers if is_lora(layer) and refusal(layer) is None]
         if parent is None and not layers:
             return
-        if parent is not None and (len(layers) < 2 or len({layer.base_layer.in_features for layer in layers}) > 1):
+        if parent is not None and (len(layers) < 2 or not _alike(layers)):
             return
         shared = _Shared(self._projections(layers))
         for place, layer in enumerate(layers):
@@ -114,8 +115,12 @@ class Fused:
             done.add(id(layer))
         self.counts["groups of projections" if len(layers) > 1 else "projections"] += 1
 
-    def _projections(self, layers: list[nn.Module]) -> Projections:
-        group = projections(layers, layers[0].active_adapters[0])
+    def _projections(self, layers: list[nn.Module]) -> Group:
+        base, adapter = layers[0].base_layer, layers[0].active_adapters[0]
+        dtype = self.model.dtype if is_quantized(base) else base.weight.dtype
+        group = kind_of(layers[0])(layers, adapter, dtype)
+        if is_dora(layers[0]):
+            group = Dora(group)
         self._groups.append(group)
         return group
 
@@ -126,31 +131,43 @@ def is_lora(module: nn.Module) -> bool:
     return isinstance(module, LoraLayer)
 
 
+def is_dora(layer: nn.Module) -> bool:
+    from peft.tuners.lora.variants import DoraLinearVariant
+
+    return any(type(variant) is DoraLinearVariant for variant in layer.lora_variant.values())
+
+
 def refusal(layer: nn.Module) -> str | None:
     """Why a LoRA layer stays peft's own; None when the fused operations know it."""
     from peft.tuners.lora import Linear
 
-    base = layer.base_layer if isinstance(layer, Linear) else None
-    if base is None or type(base) is not nn.Linear:
-        return f"{type(getattr(layer, 'base_layer', layer)).__name__} under LoRA"
+    base = layer.base_layer
+    quantized = is_quantized(base)
+    if not (quantized or (isinstance(layer, Linear) and type(base) is nn.Linear)):
+        return f"{type(base).__name__} under LoRA"
     if len(layer.active_adapters) != 1 or len(layer.lora_A) != 1 or layer.merged:
         return "several adapters"
     adapter = layer.active_adapters[0]
-    if getattr(layer, "lora_variant", {}).get(adapter) is not None or layer.use_dora.get(adapter):
-        return "DoRA"
+    if layer.lora_variant.get(adapter) is not None and not is_dora(layer):
+        return type(layer.lora_variant[adapter]).__name__
     if layer.lora_bias.get(adapter) or base.weight.requires_grad or (base.bias is not None and base.bias.requires_grad):
         return "weights or biases of the base that train"
-    if layer.fan_in_fan_out or base.weight.dtype not in (torch.float32, torch.bfloat16, torch.float16):
+    if layer.fan_in_fan_out or not (quantized or base.weight.dtype in (torch.float32, torch.bfloat16, torch.float16)):
         return f"weights in {base.weight.dtype}"
     if not all(p.requires_grad for p in (layer.lora_A[adapter].weight, layer.lora_B[adapter].weight)):
         return "frozen adapters"
     return None
 
 
+def _alike(layers: list[nn.Module]) -> bool:
+    """Whether layers with the same input are computed in the same way."""
+    return len({(layer.base_layer.in_features, kind_of(layer), is_dora(layer)) for layer in layers}) == 1
+
+
 class _Shared:
     """Projections of one input, computed at the first call and handed out at the others."""
 
-    def __init__(self, group: Projections):
+    def __init__(self, group: Group):
         self.group = group
         self.x: torch.Tensor | None = None
         self.outputs: dict[int, torch.Tensor] = {}
@@ -176,7 +193,7 @@ def _shared_forward(shared: _Shared, layer: nn.Module, place: int) -> Any:
     return forward
 
 
-def _mlp_forward(module: nn.Module, first: Projections, last: Projections, keep: bool) -> Any:
+def _mlp_forward(module: nn.Module, first: Group, last: Group, keep: bool) -> Any:
     plain, activation = module.forward, activation_of(module.act_fn)
 
     def forward(x: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,8 @@
 Promises: parameters are peft's own. In 32 bits the weights stay where they are and the adapters are added into the
 result of each product. In 16 bits base and adapters are one product, so that the small update isn't rounded against the
 large output: the matrix `joint` [sum of outputs, inputs + ranks] holds W in its first columns and s_i B_i, block by
-block, in the others, [x, A x] times it is everything, and W's parameters become views of it.
+block, in the others, [x, A x] times it is everything, and W's parameters become views of it. Weights in few bits stay
+packed; what reaches x through them is computed with one of them at a time as plain numbers.
 """
 
 from __future__ import annotations
@@ -14,34 +15,33 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from swift.models.quantized import is_quantized, plain_weight
 from swift.train.lean import pages
 
 Masks = Sequence[torch.Tensor | None]
 
 
-def projections(layers: list[nn.Module], adapter: str) -> Projections:
-    """The products of layers (`peft.tuners.lora.Linear`, this one adapter) with the same input."""
-    kind = Apart if layers[0].base_layer.weight.dtype == torch.float32 else Joined
-    return kind(layers, adapter)
+def kind_of(layer: nn.Module) -> type[Projections]:
+    """How the products of a LoRA layer of peft are computed."""
+    if is_quantized(layer.base_layer):
+        return Packed
+    return Apart if layer.base_layer.weight.dtype == torch.float32 else Joined
 
 
 class Projections:
-    """y_i = W_i x + s_i B_i A_i x + b_i. What is fed to the products is `room`, whose `values` are x, or `fed(x)`;
+    """y_i = W_i x + s_i B_i A_i x + b_i of layers (peft's, of one kind, this one adapter) with the same input; what is
+    computed has the type `dtype`. What is fed to the products is `room`, whose `values` are x, or `fed(x)`;
     `inner` [tokens, sum of ranks] is A x. Outputs and their gradients are lists of [tokens, ...], which `parts` takes
     apart and `gathered` puts together.
     """
 
-    def __init__(self, layers: list[nn.Module], adapter: str):
-        self.layers, self.adapter = layers, adapter
+    def __init__(self, layers: list[nn.Module], adapter: str, dtype: torch.dtype):
+        self.layers, self.adapter, self.dtype = layers, adapter, dtype
         self.bases = [layer.base_layer for layer in layers]
         self.inputs = self.bases[0].in_features
         self.widths = [base.out_features for base in self.bases]
         self.ranks = [layer.r[adapter] for layer in layers]
         self.scales = [float(layer.scaling[adapter]) for layer in layers]
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.bases[0].weight.dtype
 
     def dismantle(self) -> None:
         """Weights of their own again."""
@@ -67,6 +67,10 @@ class Projections:
         modules = [layer.lora_dropout[self.adapter] for layer in self.layers]
         return [module.p if isinstance(module, nn.Dropout) and module.training else 0.0 for module in modules]
 
+    def weight(self, place: int) -> torch.Tensor:
+        """W of a layer [outputs, inputs] as plain numbers."""
+        return self.bases[place].weight
+
     def masks(self, x: torch.Tensor) -> list[torch.Tensor | None]:
         return [keep_mask(x.shape, rate, x.device) if rate else None for rate in self.rates()]
 
@@ -90,7 +94,14 @@ class Projections:
         each = zip(to_inner, masks, rates, strict=True)
         return torch.cat([dropped(x, mask, rate) @ a.T for a, mask, rate in each], dim=1)
 
-    def outputs(self, fed: torch.Tensor, inner: torch.Tensor, parameters: tuple) -> list[torch.Tensor]:
+    def outputs(
+        self, fed: torch.Tensor, inner: torch.Tensor, parameters: tuple, masks: Masks, rates: list[float]
+    ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        """(outputs, what `backward` needs to know of them)."""
+        return self.sums(fed, inner, parameters), []
+
+    def sums(self, fed: torch.Tensor, inner: torch.Tensor, parameters: tuple) -> list[torch.Tensor]:
+        """W x + s B A x + b"""
         raise NotImplementedError
 
     def parts(self, outputs: list[torch.Tensor]) -> tuple[torch.Tensor, ...]:
@@ -104,32 +115,53 @@ class Projections:
         d_outputs: list[torch.Tensor],
         fed: torch.Tensor,
         inner: torch.Tensor,
+        kept: Sequence[torch.Tensor],
         parameters: tuple,
         masks: Masks,
         rates: list[float],
         needs_x: bool,
     ) -> tuple[torch.Tensor | None, list[torch.Tensor]]:
-        """(gradient of x or None, gradients of A and B in turn)."""
-        d_x, d_inner = self._through(d_outputs, parameters, needs_x)
-        x, to_inner = self.values(fed), [a.to(self.dtype) for a in parameters[0::2]]
-        d_inners = d_inner.split(self.ranks, dim=1)
+        """(gradient of x or None, gradients of the parameters)."""
+        d_x, d_inner = self.through(d_outputs, parameters, needs_x)
+        if needs_x:
+            self.through_a(d_x, d_inner, parameters, masks, rates)
+        return d_x, self.of_adapters(d_outputs, d_inner, fed, inner, parameters, masks, rates)
+
+    def through_a(
+        self, d_x: torch.Tensor, d_inner: torch.Tensor, parameters: tuple, masks: Masks, rates: list[float]
+    ) -> None:
+        """Add what reaches x through A."""
+        to_inner = [a.to(self.dtype) for a in parameters[0::2]]
+        if all(mask is None for mask in masks):
+            d_x.addmm_(d_inner, torch.cat(to_inner))
+            return
+        for d_i, a, mask, rate in zip(d_inner.split(self.ranks, dim=1), to_inner, masks, rates, strict=True):
+            d_x += dropped(d_i @ a, mask, rate)
+
+    def of_adapters(
+        self,
+        d_outputs: list[torch.Tensor],
+        d_inner: torch.Tensor,
+        fed: torch.Tensor,
+        inner: torch.Tensor,
+        parameters: tuple,
+        masks: Masks,
+        rates: list[float],
+    ) -> list[torch.Tensor]:
+        """The gradients of A and B in turn."""
+        x = self.values(fed)
         if all(mask is None for mask in masks):
             of_a = (d_inner.T @ x).split(self.ranks)
-            if needs_x:
-                d_x = d_x.addmm_(d_inner, torch.cat(to_inner))
         else:
-            each = list(zip(d_inners, masks, rates, strict=True))
+            each = zip(d_inner.split(self.ranks, dim=1), masks, rates, strict=True)
             of_a = [d_i.T @ dropped(x, mask, rate) for d_i, mask, rate in each]
-            if needs_x:
-                for (d_i, mask, rate), a in zip(each, to_inner, strict=True):
-                    d_x += dropped(d_i @ a, mask, rate)
         # not `d_out.T @ inner`: few columns take a CPU's library ten times as long as few rows
         each = zip(inner.split(self.ranks, dim=1), self.parts(d_outputs), self.scales, strict=True)
         of_b = [(i.T @ d_out).T.mul(scale) for i, d_out, scale in each]
         pairs = zip(of_a, of_b, parameters[0::2], parameters[1::2], strict=True)
-        return d_x, [g for d_a, d_b, a, b in pairs for g in (d_a.to(a.dtype), d_b.to(b.dtype))]
+        return [g for d_a, d_b, a, b in pairs for g in (d_a.to(a.dtype), d_b.to(b.dtype))]
 
-    def _through(
+    def through(
         self, d_outputs: list[torch.Tensor], parameters: tuple, needs_x: bool
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         """(what reaches x through W, a tensor of its own, or None; what reaches A x [tokens, sum of ranks])."""
@@ -139,14 +171,18 @@ class Projections:
 class Apart(Projections):
     """Each weight where it is."""
 
+    def product(self, place: int, fed: torch.Tensor) -> torch.Tensor:
+        """W x + b of a layer."""
+        return F.linear(fed, self.bases[place].weight, self.bases[place].bias)
+
     def room(self, tokens: int) -> torch.Tensor:
-        return self.bases[0].weight.new_empty(tokens, self.inputs)
+        return torch.empty(tokens, self.inputs, dtype=self.dtype, device=self.layers[0].weight.device)
 
     def fed(self, x: torch.Tensor) -> torch.Tensor:
         return x.to(self.dtype)
 
-    def outputs(self, fed: torch.Tensor, inner: torch.Tensor, parameters: tuple) -> list[torch.Tensor]:
-        found = [F.linear(fed, base.weight, base.bias) for base in self.bases]
+    def sums(self, fed: torch.Tensor, inner: torch.Tensor, parameters: tuple) -> list[torch.Tensor]:
+        found = [self.product(place, fed) for place in range(len(self.bases))]
         each = zip(found, inner.split(self.ranks, dim=1), parameters[1::2], self.scales, strict=True)
         return [out.addmm_(i, b.to(out.dtype).T, alpha=scale) for out, i, b, scale in each]
 
@@ -156,23 +192,33 @@ class Apart(Projections):
     def gathered(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return [part.to(self.dtype) for part in parts]
 
-    def _through(
+    def through(
         self, d_outputs: list[torch.Tensor], parameters: tuple, needs_x: bool
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         each = zip(d_outputs, parameters[1::2], self.scales, strict=True)
         d_inner = torch.cat([(d_out @ b.to(d_out.dtype)).mul_(scale) for d_out, b, scale in each], dim=1)
         d_x = None
         if needs_x:
-            for d_out, base in zip(d_outputs, self.bases, strict=True):
-                d_x = d_out @ base.weight if d_x is None else d_x.addmm_(d_out, base.weight)
+            for place, d_out in enumerate(d_outputs):
+                d_x = d_out @ self.weight(place) if d_x is None else d_x.addmm_(d_out, self.weight(place))
         return d_x, d_inner
+
+
+class Packed(Apart):
+    """Each weight where it is, in few bits."""
+
+    def product(self, place: int, fed: torch.Tensor) -> torch.Tensor:
+        return self.bases[place](fed)
+
+    def weight(self, place: int) -> torch.Tensor:
+        return plain_weight(self.bases[place]).to(self.dtype)
 
 
 class Joined(Projections):
     """Base weights and adapters in a single matrix; what is fed is [x, A x]."""
 
-    def __init__(self, layers: list[nn.Module], adapter: str):
-        super().__init__(layers, adapter)
+    def __init__(self, layers: list[nn.Module], adapter: str, dtype: torch.dtype):
+        super().__init__(layers, adapter, dtype)
         weight = self.bases[0].weight
         self.joint = weight.new_zeros(sum(self.widths), self.inputs + sum(self.ranks))
         for base, rows in zip(self.bases, self.joint[:, : self.inputs].split(self.widths), strict=True):
@@ -198,7 +244,7 @@ class Joined(Projections):
         self.values(wide).copy_(x)
         return wide
 
-    def outputs(self, fed: torch.Tensor, inner: torch.Tensor, parameters: tuple) -> list[torch.Tensor]:
+    def sums(self, fed: torch.Tensor, inner: torch.Tensor, parameters: tuple) -> list[torch.Tensor]:
         fed[:, self.inputs :] = inner
         rows = self.joint[:, self.inputs :].split(self.widths)
         for place, (part, b, scale) in enumerate(zip(rows, parameters[1::2], self.scales, strict=True)):
@@ -211,7 +257,7 @@ class Joined(Projections):
     def gathered(self, parts: Sequence[torch.Tensor]) -> list[torch.Tensor]:
         return [torch.cat([part.to(self.dtype) for part in parts], dim=1)]
 
-    def _through(
+    def through(
         self, d_outputs: list[torch.Tensor], parameters: tuple, needs_x: bool
     ) -> tuple[torch.Tensor | None, torch.Tensor]:
         if not needs_x:
