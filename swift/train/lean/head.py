@@ -15,6 +15,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from swift.train.lean.frozen_head import frozen_loss
+
 CHUNK_BYTES = 32 * 2**20
 CACHED_BYTES = 2**21
 
@@ -97,6 +99,8 @@ class _LinearLoss(torch.autograd.Function):
     def forward(ctx: Any, hidden, weight, bias, settings: _Settings):
         dtype = _compute_dtype(hidden, weight)
         wanted = wants_hidden, wants_weight, wants_bias = settings.wanted(ctx.needs_input_grad[:3])
+        if not (wants_weight or wants_bias or settings.smoothing or hidden.is_cuda):
+            return _LinearLoss._frozen(ctx, hidden, weight, bias, settings, dtype, wants_hidden)
         d_hidden = torch.empty_like(hidden) if wants_hidden else None
         d_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         d_bias = torch.zeros_like(bias, dtype=torch.float32) if wants_bias else None
@@ -126,6 +130,25 @@ class _LinearLoss(torch.autograd.Function):
             None if d_weight is None else d_weight.to(weight.dtype),
             None if d_bias is None else d_bias.to(bias.dtype),
         )
+        ctx.mark_non_differentiable(hits)
+        return total, hits
+
+    @staticmethod
+    def _frozen(ctx: Any, hidden, weight, bias, settings: _Settings, dtype: torch.dtype, wanted: bool):
+        head, weights = settings.head, settings.weights
+        with torch.autocast(hidden.device.type, enabled=False):
+            total, hits, d_hidden = frozen_loss(
+                hidden.to(dtype),
+                weight.to(dtype),
+                None if bias is None else bias.to(dtype),
+                settings.targets,
+                None if weights is None else weights.float(),
+                head.scale,
+                head.softcap,
+                settings.chunk_bytes,
+                wanted,
+            )
+        ctx.gradients = (None if d_hidden is None else d_hidden.to(hidden.dtype), None, None)
         ctx.mark_non_differentiable(hits)
         return total, hits
 
