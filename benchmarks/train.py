@@ -5,6 +5,8 @@
     python benchmarks/train.py --shape qwen3-152k --model DIR --rows FILE     # random weights, DIR gives the tokenizer
     python benchmarks/train.py --model DIR --rows documents.jsonl --shortest 2048 --longest 2048 --batch 1
     python benchmarks/train.py --model DIR --rows FILE --longest 48                             # very short turns
+    python benchmarks/train.py --model DIR --rows FILE --tuner dora --dropout 0.05              # its masks differ
+    python benchmarks/train.py --model DIR --rows FILE --bits 4                                 # bitsandbytes
 
 Every run is a process of its own and the contestants take turns, `--rounds` times. "useful tok/s" are tokens that are
 no padding, per CPU-second of the training loop after the first step. "above floor" is the peak of resident memory
@@ -79,17 +81,31 @@ def load(task: dict):
         config = AutoConfig.for_model(values.pop("family"), **values)
         model = AutoModelForCausalLM.from_config(config, dtype=dtype)
     else:
-        model = AutoModelForCausalLM.from_pretrained(task["model"], dtype=dtype)
+        few = few_bits(task["bits"], dtype)
+        model = AutoModelForCausalLM.from_pretrained(task["model"], dtype=dtype, **few)
     for parameter in model.parameters():
         parameter.detach().float().sum()
-    if task["tuner"] == "lora":
+    if task["tuner"] != "full":
         from peft import LoraConfig, get_peft_model
 
         torch.manual_seed(0)
-        model = get_peft_model(
-            model, LoraConfig(r=8, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-        )
+        config = LoraConfig(
+            r=8, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM", lora_dropout=task["dropout"],
+            use_dora=task["tuner"] == "dora",
+        )  # fmt: skip
+        model = get_peft_model(model, config)
     return model.train()
+
+
+def few_bits(bits: int, dtype) -> dict:
+    from transformers import BitsAndBytesConfig
+
+    if not bits:
+        return {}
+    config = BitsAndBytesConfig(
+        load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+    )
+    return {"quantization_config": config, "device_map": "cpu"}
 
 
 def pad(rows: list[dict], multiple: int = 1) -> dict:
@@ -206,7 +222,8 @@ def swift_trainer(task: dict, model, place: str):
         per_device_train_batch_size=task["batch"], gradient_accumulation_steps=1, max_steps=task["steps"],
         learning_rate=1e-4, lr_scheduler_type="constant", weight_decay=0.0, warmup_steps=0.0, logging_steps=1.0,
         save_strategy="no", report_to=("none",), use_cpu=True, bf16=task["dtype"] == "bfloat16", lora_dropout=0.0,
-        train_dataloader_shuffle=False, dataloader_pin_memory=False, tuner_type=task["tuner"], log_level="error",
+        train_dataloader_shuffle=False, dataloader_pin_memory=False, log_level="error",
+        tuner_type="full" if task["tuner"] == "full" else "lora",
         recompute=task["recompute"],
     )  # fmt: skip
     parts = ("fused_layers", "lean_head", "padding_free", "torch_compile")
@@ -317,7 +334,9 @@ def main() -> None:
     parser.add_argument("--rows")
     parser.add_argument("--shape", choices=SHAPES, default="")
     parser.add_argument("--dtype", nargs="+", default=["float32", "bfloat16"])
-    parser.add_argument("--tuner", nargs="+", default=["lora"], choices=("lora", "full"))
+    parser.add_argument("--tuner", nargs="+", default=["lora"], choices=("lora", "dora", "full"))
+    parser.add_argument("--dropout", type=float, default=0.0, help="of LoRA")
+    parser.add_argument("--bits", type=int, default=0, choices=(0, 4, 8))
     parser.add_argument("--only", nargs="+", default=USUAL, choices=list(CONTESTANTS))
     parser.add_argument("--steps", type=int, default=8)
     parser.add_argument("--batch", type=int, default=4)
@@ -335,6 +354,8 @@ def main() -> None:
         "shape": options.shape,
         "steps": options.steps,
         "batch": options.batch,
+        "dropout": options.dropout,
+        "bits": options.bits,
         "rows": rows,
     }
     for dtype in options.dtype:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from swift.train.lean import fuse, pages, projections
+from swift.train.lean import check, fuse, pages, projections
 from swift.train.lean.blocks import RmsNorm, norm_kind
 from swift.train.lean.fuse import Fused
 from swift.train.lean.projections import Apart, Joined
@@ -143,6 +143,9 @@ def test_over_bitsandbytes_gradients_are_those_of_peft(bits, settings, tmp_path)
     fused = Fused(ours)
     fused.engage()
     assert fused.counts["MLPs"] == fused.counts["groups of projections"] == 2 and not fused.left
+    with check._at_rest(ours):
+        layer = ours.base_model.model.model.layers[0].mlp.up_proj
+        assert not layer.training and layer.base_layer.training == (bits == 8)
     batch = a_batch()
     loss, found = gradients(ours, batch)
     expected, wanted = gradients(made(), batch)
