@@ -126,6 +126,21 @@ def test_the_dtype_is_the_bases_and_rounding_is_shown(tmp_path):
     assert wide["rounding"] == 0 and wide["difference"] < 1e-4
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=["bfloat16", "float16"])
+def test_a_half_precision_base_is_rounded_once_and_nothing_else(tmp_path, dtype):
+    """Every tensor on disk is peft's own merge in float32, rounded to the dtype of the base: that alone is why logits
+    differ from those of base and adapter."""
+    base = stored_in(tiny.checkpoint(tmp_path / "base", "llama"), dtype)
+    adapter = adapter_of(base, tmp_path / "adapter")
+    assert export("--adapters", adapter, "--output_dir", tmp_path / "out") == 0
+    expected = PeftModel.from_pretrained(plain(base), adapter).merge_and_unload()
+    rounded = {name: tensor.to(dtype) for name, tensor in expected.state_dict().items()}
+    merged = plain(tmp_path / "out", dtype).state_dict()
+    assert merged.keys() == rounded.keys()
+    assert not [name for name in merged if not torch.equal(merged[name], rounded[name])]
+    assert any(not torch.equal(merged[name].float(), expected.state_dict()[name]) for name in merged)
+
+
 def test_tied_embeddings_stay_tied(tmp_path):
     base = tiny.checkpoint(tmp_path / "base", "qwen3", tie_word_embeddings=True)
     adapter = adapter_of(base, tmp_path / "adapter")
