@@ -15,6 +15,7 @@ from transformers.trainer_utils import SchedulerType
 from swift.compat.deepspeed_on_cpu import USE_IT, start_group
 from swift.config.commands import SftConfig
 from swift.errors import SwiftError, UsageError
+from swift.train import muon
 from swift.train.deepspeed_options import read_deepspeed
 from swift.train.fsdp_options import read_fsdp
 from swift.train.optimizers import projected
@@ -91,6 +92,8 @@ def training_arguments(config: SftConfig, total_steps: int) -> TrainingArguments
     process group, so combinations that can't work show before."""
     training, evaluation = config.training, config.evaluation
     values = {name: config.value(name) for name in SAME_NAME} | _sharding(config)
+    if training.optim == muon.NAME:  # transformers doesn't know it; the trainer is given a maker
+        values |= {"optim": "adamw_torch", "optim_args": None}
     try:
         return TrainingArguments(
             **values,

@@ -18,6 +18,7 @@ from swift.errors import MissingPackage, UsageError
 from swift.models.parts import ALIGNER, VIT, find_parts
 from swift.models.tuners import optimizer_groups
 from swift.plugins import make_callbacks
+from swift.train import muon
 from swift.train.callbacks import LogFile, Progress, Schedule
 from swift.train.heads import HeadTrainer, Objective
 from swift.train.interrupt import Interrupt
@@ -107,6 +108,7 @@ def build_trainer(
         lengths=lengths if training.group_by_length else None,
         fast_path=_fast_path(config, model),
         parameter_groups=_parameter_groups(config, model),
+        make_optimizer=_muon(config, model) if training.optim == muon.NAME else None,
         shuffle=training.train_dataloader_shuffle and not config.supply.streaming,
         acc_strategy=config.evaluation.acc_strategy,
         label_smoothing=training.label_smoothing_factor,
@@ -128,9 +130,9 @@ def _watchers(config: SftConfig, run_dir: Path) -> list[TrainerCallback]:
 def _parameter_groups(
     config: SftConfig, model: torch.nn.Module
 ) -> Callable[[frozenset[str]], list[dict[str, Any]]] | None:
-    """The optimizer's groups by the names that decay, where parts have rates of their own."""
+    """The optimizer's groups by the names that decay, where parts have rates of their own or we make it."""
     rates, ratio = _part_rates(config, model), config.tuner.lorap_lr_ratio
-    if not rates and ratio is None:
+    if not rates and ratio is None and config.training.optim != muon.NAME:
         return None
     return lambda decayed: optimizer_groups(
         model,
@@ -140,6 +142,11 @@ def _parameter_groups(
         part_rates=rates,
         decays=decayed.__contains__,
     )
+
+
+def _muon(config: SftConfig, model: torch.nn.Module) -> Callable[[list[dict[str, Any]]], torch.optim.Optimizer]:
+    settings = muon.settings_of(config.training.optim_args)
+    return lambda groups: muon.MuonWithAdamW(groups, config.training, muon.is_matrix(model), settings)
 
 
 def _fast_path(config: SftConfig, model: torch.nn.Module) -> FastPath | None:

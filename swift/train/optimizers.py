@@ -1,7 +1,7 @@
 """Optimizers by transformers' names: what each needs, said before a weight is loaded.
 
 Promises: an optimizer that can't work here is an error with what to type instead; so is an argument that it doesn't
-read. The optimizers themselves are torch's and those of the libraries named here.
+read. The optimizers themselves are torch's and those of the libraries named here. Muon is torch's (`swift.train.muon`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from transformers.training_args import OptimizerNames
 
 from swift.config.commands import SftConfig
 from swift.errors import MissingPackage, UsageError
+from swift.train import muon
 
 PLAIN = "--optim adamw_torch_fused"
 # Optimizers that train linear layers' weights in a space of low rank.
@@ -41,10 +42,12 @@ PROBES = ("7", "3")
 def check_name(config: SftConfig) -> None:
     """UsageError for a name that isn't known or options that don't go with it, MissingPackage for its library."""
     training = config.training
-    name, known = training.optim, [member.value for member in OptimizerNames]
+    name, known = training.optim, [muon.NAME, *(member.value for member in OptimizerNames)]
     if name not in known:
         near = {*difflib.get_close_matches(name, known, 3), *(each for each in known if each.startswith(name[:4]))}
         raise UsageError(f"no such value: {name}", where="--optim", fix=f"one of {', '.join(sorted(near) or known)}")
+    if name == muon.NAME:
+        muon.settings_of(training.optim_args)
     low_rank = name.startswith(LOW_RANK)
     if training.optim_target_modules and not low_rank:
         raise UsageError(f"--optim {name} projects nothing", where="--optim_target_modules", fix="leave it out")

@@ -19,6 +19,7 @@ from swift.train.fsdp_options import read_fsdp
 
 log = logging.getLogger("swift")
 
+PLAIN = "--optim adamw_torch_fused"
 OUT, EITHER, TWO = "leave it out", "leave one of them out", "--deepspeed zero2"
 DDP = "leave out --fsdp: with quantized weights every process holds them all (DDP)"
 # Optimizers that compute each element by itself, so that a shard of a tensor is as good as the whole.
@@ -127,6 +128,7 @@ def _unfit_for_zero(config: SftConfig, level: int) -> list[Unfit]:
     found = [
         Unfit(config.model.device_map is not None, "device_map", "DeepSpeed places the weights itself", OUT),
         Unfit(training.torch_compile, "torch_compile", "DeepSpeed with compiled layers is not built", EITHER),
+        Unfit(training.optim == "muon", "optim", "muon looks at whole matrices, and DeepSpeed flattens them", PLAIN),
         Unfit(training.probe, "probe", "a probe would be a step of DeepSpeed's", OUT),
     ]
     if level < 3:

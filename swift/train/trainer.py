@@ -36,7 +36,8 @@ class SftTrainer(KeptTrainer):
     """`train_dataset` and `eval_dataset`: sequences of encoded rows. `data_collator` gives `input_ids`,
     `attention_mask`, `labels` int64 [B, T] and `row_ids`, a list of B; `sources(row_id)` says where a row comes from.
 
-    `parameter_groups(names)`, if given, makes the optimizer's groups; the parameters of these names decay.
+    `parameter_groups(names)`, if given, makes the optimizer's groups; the parameters of these names decay. Of them
+    `make_optimizer(groups)`, if given, makes the optimizer itself.
     `row_watch` counts what batches tell of their rows (`seen`); `first_rows`: some rows to try the fast path on, where
     `train_dataset` isn't to be asked twice.
     """
@@ -55,6 +56,7 @@ class SftTrainer(KeptTrainer):
         sources: Callable[[int], str],
         lengths: Sequence[int] | None = None,
         parameter_groups: Callable[[frozenset[str]], list[dict[str, Any]]] | None = None,
+        make_optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer] | None = None,
         fast_path: FastPath | None = None,
         shuffle: bool = True,
         acc_strategy: str = "token",
@@ -64,7 +66,7 @@ class SftTrainer(KeptTrainer):
         first_rows: Sequence[Any] | None = None,
     ):
         self.schedule, self.saving, self.sources = schedule, saving, sources
-        self.parameter_groups, self.fast_path = parameter_groups, fast_path
+        self.parameter_groups, self.make_optimizer, self.fast_path = parameter_groups, make_optimizer, fast_path
         self.acc_strategy, self.label_smoothing = acc_strategy, label_smoothing
         self.eval_sums_to_host_every = eval_sums_to_host_every
         seed = args.data_seed if args.data_seed is not None else args.seed
@@ -230,9 +232,12 @@ class SftTrainer(KeptTrainer):
 
     def create_optimizer(self, model=None) -> torch.optim.Optimizer:
         if self.optimizer is None and self.parameter_groups is not None:
-            kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
-            decayed = frozenset(self.get_decay_parameter_names(self.model))
-            self.optimizer = kind(self.parameter_groups(decayed), **settings)
+            groups = self.parameter_groups(frozenset(self.get_decay_parameter_names(self.model)))
+            if self.make_optimizer is None:
+                kind, settings = self.get_optimizer_cls_and_kwargs(self.args, self.model)
+                self.optimizer = kind(groups, **settings)
+            else:
+                self.optimizer = self.make_optimizer(groups)
         return super().create_optimizer(model)
 
     # ---- between steps ----

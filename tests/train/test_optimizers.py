@@ -15,6 +15,7 @@ from tests import tiny
 from tests.train import support
 
 NAMES = {
+    "muon": None,
     "adafactor": None,
     "sgd": None,
     "adamw_8bit": "bitsandbytes",
@@ -41,6 +42,52 @@ def test_it_trains(tmp_path, name):
     losses = support.step_losses(trainer)
     assert losses[-1] < losses[0]
     assert any(not torch.equal(before[key], value) for key, value in trainer.model.state_dict().items())
+
+
+def test_muon_is_torch_s_for_matrices_and_adamw_for_the_rest(tmp_path):
+    """The first step beside both optimizers of torch, stepped by hand; a run that goes on ends bit by bit as one that
+    ran through."""
+    from transformers import AutoModelForCausalLM
+
+    rows = support.encoded_rows(4)
+    values = dict(optim="muon", optim_args="momentum=0.9", tuner_type="full", max_steps=2, learning_rate=1e-2)
+    cfg = support.config(**values, warmup_steps=0.0, lr_scheduler_type="constant", weight_decay=0.1, save_steps=1)
+    cfg = support.replaced(cfg, max_grad_norm=0.0, per_device_train_batch_size=4, gradient_accumulation_steps=1)
+    check_name(cfg)
+    trainer = support.trainer(tmp_path / "run", tiny.model("llama"), rows, cfg=cfg)
+    trainer.train()
+
+    model = tiny.model("llama").train()
+    inner = [p for n, p in model.named_parameters() if p.ndim == 2 and "embed" not in n and "lm_head" not in n]
+    rest = [p for p in model.parameters() if all(p is not other for other in inner)]
+    matrices = [p for p in rest if p.ndim == 2]
+    others = [p for p in rest if p.ndim != 2]
+    muon = torch.optim.Muon(inner, lr=1e-2, weight_decay=0.1, momentum=0.9, adjust_lr_fn="match_rms_adamw")
+    decays = [{"params": matrices, "weight_decay": 0.1}, {"params": others, "weight_decay": 0.0}]
+    adamw = torch.optim.AdamW(decays, lr=1e-2, betas=(cfg.training.adam_beta1, cfg.training.adam_beta2))
+    batch = {name: value for name, value in support.collate(rows).items() if name != "row_ids"}
+    before = copy.deepcopy(model.state_dict())
+    model(**batch).loss.backward()
+    muon.step(), adamw.step()
+    first = support.weights(tmp_path / "run/checkpoint-1")
+    for name, theirs in model.named_parameters():
+        moved = theirs.detach() - before[name]  # Newton and Schulz's steps are in bfloat16
+        assert (first[name] - theirs).norm() < (0.1 if theirs.ndim == 2 else 1e-3) * moved.norm(), name
+    last = support.weights(tmp_path / "run/checkpoint-2")
+    saved = AutoModelForCausalLM.from_pretrained(tmp_path / "run/checkpoint-1")
+    again = support.trainer(tmp_path / "run", saved, rows, cfg=cfg)
+    again.train(resume_from_checkpoint=str(tmp_path / "run/checkpoint-1"))
+    found = support.weights(tmp_path / "run/checkpoint-2")
+    assert all(torch.equal(last[name], found[name]) for name in last)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [("beta=3", "doesn't read beta"), ("momentum=fast", "can't be 'fast'"), ("adjust_lr_fn=x", "x is not supported")],
+)
+def test_muon_s_arguments_are_read_before_anything_is_loaded(arguments, words):
+    with pytest.raises(UsageError, match=words):
+        check_name(support.config(optim="muon", optim_args=arguments))
 
 
 def test_a_schedule_free_checkpoint_holds_the_weights_that_were_evaluated(tmp_path):
