@@ -1,7 +1,7 @@
 """Whether kernels compiled by torch.compile pay in a run, and what this machine lacks for them. No torch is imported.
 
-Measured (benchmarks/RESULTS.md): compiling costs a run some 30 to 40 CPU-seconds, half of it where the code is there from
-an earlier one. In float32 a step of 800 tokens takes 2 % less, one of 130 no less that could be told from noise;
+Measured (benchmarks/RESULTS.md): compiling costs a run some 30 to 40 CPU-seconds, half of it where the code is there
+from an earlier one. In float32 a step of 800 tokens takes 2 % less, one of 130 no less that could be told from noise;
 elementwise work is a larger share where matrix products are fast. It must pay three times over.
 """
 
