@@ -152,7 +152,8 @@ def attention(
         else:
             out = _capped(q, k, v, mask, scaling, dropout, softcap)
         outputs.append(out.transpose(1, 2))
-    return torch.cat(outputs, dim=1), None
+    # a copy would be kept beside the original for the backward pass
+    return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), None
 
 
 def _dense(q, k, v, mask, scaling, dropout) -> torch.Tensor:
