@@ -43,7 +43,8 @@ def kv_capacity(model: Any, context: int | None) -> int:
     config = model.config.get_text_config()
     heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     width = config_value(config, "head_dim") or config.hidden_size // config.num_attention_heads
-    width = max(width, config_value(config, "global_head_dim") or 0)
+    latent = (config_value(config, f"qk_{part}_head_dim") or 0 for part in ("nope", "rope"))
+    width = max(width, config_value(config, "global_head_dim") or 0, sum(latent))
     device = model.get_input_embeddings().weight.device
     item = model.dtype.itemsize if device.type != "cpu" else 4
     per_token = 2 * config.num_hidden_layers * heads * width * item

@@ -137,7 +137,9 @@ class Piece:
 
 
 class RaggedCache(Cache):
-    """What the model takes for its cache during one forward pass: it files new keys and values by row."""
+    """What the model takes for its cache during one forward pass. What is filed, by row, are the keys and values that
+    its attention gets afterwards: those of multi-head latent attention come to the cache compressed.
+    """
 
     def __init__(self, steps: Sequence[Steps], pieces: Sequence[Piece], windows: Sequence[int | None]):
         super().__init__(layers=[])
@@ -147,8 +149,6 @@ class RaggedCache(Cache):
     def update(
         self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *args: Any, **kwargs: Any
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """key_states: [1, heads, tokens, width]"""
-        self.store(layer_idx, key_states[0].transpose(0, 1), value_states[0].transpose(0, 1))
         self.layer = layer_idx
         return key_states, value_states
 
@@ -251,7 +251,8 @@ def _attention(
     layer, cache.layer = cache.layer, None
     if layer is None:
         raise NotRagged("attention without keys of its own")
-    query = query[0].transpose(0, 1)
+    query, key, value = (states[0].transpose(0, 1) for states in (query, key, value))
+    cache.store(layer, key, value)
     found = cache.attend(layer, query, scale, given.get("softcap"), given.get("s_aux"), given.get("sliding_window"))
     return found[None], None
 

@@ -19,6 +19,21 @@ MORE = {
     "phi3": {},
     "cohere2": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"]},
     "gpt_oss": {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"], "num_local_experts": 4},
+    "deepseek_v3": {  # latent attention: what its cache gets isn't what its attention sees
+        "first_k_dense_replace": 1,
+        "n_routed_experts": 4,
+        "n_group": 2,
+        "topk_group": 1,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+        "num_key_value_heads": 4,
+        "q_lora_rank": 24,
+        "kv_lora_rank": 16,
+        "qk_nope_head_dim": 12,
+        "qk_rope_head_dim": 8,
+        "head_dim": 8,
+        "v_head_dim": 10,
+    },
 }
 
 
