@@ -24,6 +24,7 @@ class Regime:
     `mixed`: under autocast. `targets`: names of the linear layers with LoRA. `dropout`: LoRA's, above 0 or not.
     `mask`: bytes that torch's dropout keeps per value on this device (0: a copy as wide as the input, on the CPU).
     `fused_dropout`: the device's attention kernel drops scores without keeping them (not the CPU's).
+    `alone`: a pass holds one row.
     """
 
     item: int
@@ -37,6 +38,7 @@ class Regime:
     eager: bool = False
     padded: bool = False
     fused_dropout: bool = True
+    alone: bool = False
 
     def keeps_scores(self, layer: Layer) -> bool:
         """Whether attention writes all scores out: no fused kernel of torch takes a soft cap."""
@@ -72,7 +74,7 @@ def fused_saved_per_token(layer: Layer, hidden: int, regime: Regime, light: bool
     if layer.qk_norm:
         norms += (layer.query + layer.key) * item + 2 * WIDE * layer.heads
     attention = item * (layer.query + layer.key + layer.value + layer.attended) + WIDE * layer.heads
-    attention += item * (hidden + 3 * rank) + item * (layer.attended + rank)
+    attention += item * (hidden + 3 * rank) + item * (rank if regime.alone else layer.attended + rank)
     mlp = item * (hidden + 3 * rank) + (0 if light else 2 * layer.inner * item)
     masks = 5 * hidden + layer.attended + layer.inner if regime.dropout else 0
     return norms + attention + mlp + masks

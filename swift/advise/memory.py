@@ -64,7 +64,9 @@ class Training:
     `lean_head`: logits exist in chunks only, and their gradient is taken on the way.
 
     `weight_bits`: 8 or 4 quantized on load, 0 for plain weights of `dtype`. `rows_differ`: rows of a batch differ in
-    length, so there is padding and an attention mask. `spread`: what each of the data-parallel processes holds.
+    length, so there is padding and an attention mask. `longest`: tokens of the longest rows, the longest first, where
+    all rows are known and stand one behind the other: a pass holds no more than those. `spread`: what each of the
+    data-parallel processes holds.
     `fused`: LoRA layers are fused, `light` their MLPs' insides computed again.
     `glibc`: memory comes from the C library's own allocator (CPU). `device`: cpu, cuda, npu, xpu, mps.
     """
@@ -92,9 +94,17 @@ class Training:
     lean_head: bool = False
     label_share: float = 1.0
     rows_differ: bool = True
+    longest: tuple[int, ...] = ()
     spread: Spread = Spread()
     device: str = "cuda"
     glibc: bool = False
+
+    @property
+    def tokens(self) -> int:
+        """Of the largest pass."""
+        if self.longest:
+            return sum(min(count, self.length) for count in self.longest[: self.batch])
+        return self.batch * self.length
 
     @property
     def fuses(self) -> bool:
@@ -147,6 +157,7 @@ def estimate(
         dropout=training.dropout > 0 and not training.full and not has_expert_targets,
         mask=0 if training.device == "cpu" else 1,
         eager=training.attention == "eager",
+        alone=training.batch == 1,
         fused_dropout=training.device not in ("cpu", "mps"),
         padded=training.rows_differ and training.batch > 1 and not training.attention.startswith("flash"),
     )
@@ -251,7 +262,7 @@ def _fused(linears: list[Linear]) -> list[Linear]:
 
 def _dynamic(shape: Shape, training: Training, regime: Regime, gradients: int) -> tuple[float, float, int]:
     """(activations, logits, gradients held) in bytes at the moment of the step at which their sum is largest."""
-    tokens = training.batch * training.length
+    tokens = training.tokens
     item, hidden = regime.item, shape.hidden
     per_layer = [tokens * _saved(x, hidden, regime, training) + expert_copies(x, regime) for x in shape.layers]
     end = tokens * hidden * (WIDE + item * regime.full + item)  # final norm, input of the output layer
@@ -301,7 +312,7 @@ def _kept_by_heap(shape: Shape, training: Training, regime: Regime) -> float:
     """Freed blocks that the C library keeps; large ones go back to the system at once."""
     if not training.glibc or training.device != "cpu":
         return 0.0
-    tokens = training.batch * training.length
+    tokens = training.tokens
     share = HEAP_FULL if training.full else HEAP_LORA
     total = 0.0
     for layer in shape.layers:

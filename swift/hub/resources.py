@@ -41,8 +41,9 @@ def check_disk(path: Path | str, needed_bytes: int, what: str = "this") -> int:
 
 
 def available_memory() -> int | None:
-    """Bytes of main memory that can be used without swapping, the container's limit included; None if unknown."""
-    figures = [figure for figure in (_meminfo(), _cgroup_room()) if figure is not None]
+    """Bytes of main memory that can be used without swapping, limits of the container and of this process (`ulimit -v`,
+    `ulimit -d`) included; None if unknown."""
+    figures = [figure for figure in (_meminfo(), _cgroup_room(), _limit_room()) if figure is not None]
     if figures:
         return min(figures)
     return total_memory()
@@ -82,6 +83,20 @@ def _cgroup_room(root: Path = Path("/sys/fs/cgroup")) -> int | None:
             return None
         return max(0, int(top) - now + cache)
     return None
+
+
+def _limit_room() -> int | None:
+    """What the limits of this process's address space and data leave (Linux); None without any."""
+    try:
+        import resource
+
+        sizes = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
+    except (ImportError, OSError):
+        return None
+    used = {line.split(":")[0]: int(line.split()[1]) * 1024 for line in sizes if line.startswith(("VmSize", "VmData"))}
+    tops = ((resource.RLIMIT_AS, "VmSize"), (resource.RLIMIT_DATA, "VmData"))
+    soft = [(resource.getrlimit(kind)[0], used.get(name, 0)) for kind, name in tops]
+    return min((max(0, top - now) for top, now in soft if top != resource.RLIM_INFINITY), default=None)
 
 
 def check_memory(needed_bytes: int, what: str = "the model", available: int | None = None) -> int | None:

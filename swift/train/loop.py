@@ -95,7 +95,7 @@ def _train(trainer: SftTrainer, setup: Setup, checkpoint: Path | None) -> tuple[
             training.per_device_train_batch_size, training.gradient_accumulation_steps or 1, trainer.args.world_size
         )
         saved = outofmemory.keep_last_step(trainer, start)
-        failure = outofmemory.explained(trainer, setup.config, now, saved)
+        failure = outofmemory.explained(trainer, setup.config, now, saved, setup.files.quantization is not None)
         less = smaller(now) if training.auto_find_batch_size and _can_go_on(trainer, saved) else None
         if less is None:
             raise failure from error

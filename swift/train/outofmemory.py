@@ -7,6 +7,7 @@ been written before it. Knows nothing of why memory is short.
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +15,7 @@ import torch
 from transformers import TrainerCallback
 
 from swift.config.commands import SftConfig
+from swift.config.packages import bnb_switched_off
 from swift.errors import ResourceError
 from swift.models.device import cards
 from swift.train.portions import Portions, smaller
@@ -22,8 +24,10 @@ from swift.train.random_state import RandomState
 if TYPE_CHECKING:
     from swift.train.trainer import SftTrainer
 
+log = logging.getLogger("swift")
+
 # What allocators say where they don't raise torch.OutOfMemoryError.
-_SAYINGS = ("can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory")
+_SAYINGS = ("can't allocate memory", "not enough memory", "out of memory", "cannot allocate memory", "bad_alloc")
 SHOWN_ROWS = 4
 
 
@@ -57,7 +61,7 @@ def keep_last_step(trainer: SftTrainer, start: StepStart) -> Path | None:
     """Free the failed step's memory and save the step before it, if a checkpoint may be written and isn't there.
 
     Returns the newest checkpoint, None without any. With several processes nothing is saved: the others wait in the
-    middle of the step.
+    middle of the step. Nor where memory doesn't suffice for that either.
     """
     trainer.model.zero_grad(set_to_none=True)
     for module in cards():
@@ -65,24 +69,31 @@ def keep_last_step(trainer: SftTrainer, start: StepStart) -> Path | None:
     saves = trainer.args.world_size == 1 and trainer.schedule.saving.save_strategy != "no"
     already = trainer.last_saved is not None and trainer.last_saved.name == f"checkpoint-{trainer.state.global_step}"
     if saves and trainer.state.global_step > 0 and not already:
-        start.go_back()
-        trainer._save_checkpoint(trainer.model, None)
+        try:
+            start.go_back()
+            trainer._save_checkpoint(trainer.model, None)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            log.warning("memory ran out once more while step %d was saved", trainer.state.global_step)
     return trainer.last_saved
 
 
-def explained(trainer: SftTrainer, config: SftConfig, portions: Portions, saved: Path | None) -> ResourceError:
-    """The error for the user: step, batch, rows, and what to change, cheapest first."""
+def explained(
+    trainer: SftTrainer, config: SftConfig, portions: Portions, saved: Path | None, quantized: bool
+) -> ResourceError:
+    """The error for the user: step, batch, rows, and what to change, cheapest first. `quantized`: the checkpoint is."""
     rows, shape = trainer.in_hand
     named = [trainer.sources(row) for row in rows[:SHOWN_ROWS]] + (["..."] if len(rows) > SHOWN_ROWS else [])
     kept = f"; the steps before it are in {saved}: add --resume_from_checkpoint auto" if saved else ""
     return ResourceError(
         f"out of memory in step {trainer.state.global_step + 1}, in a batch of {shape[0]} x {shape[1]} tokens",
         where=", ".join(named),
-        fix=", else ".join(remedies(config, portions, shape[1])) + kept,
+        fix=", else ".join(remedies(config, portions, shape[1], quantized)) + kept,
     )
 
 
-def remedies(config: SftConfig, portions: Portions, length: int) -> list[str]:
+def remedies(config: SftConfig, portions: Portions, length: int, quantized: bool) -> list[str]:
     """What to type, the cheapest first: time, then quality, then data."""
     found = []
     less = smaller(portions)
@@ -93,7 +104,8 @@ def remedies(config: SftConfig, portions: Portions, length: int) -> list[str]:
         )
     if not config.training.gradient_checkpointing:
         found.append("--gradient_checkpointing true (a third slower)")
-    if config.tuner.tuner_type != "full" and not config.quantization.quant_bits:
+    packed = quantized or config.quantization.quant_bits or config.quantization.quant_method
+    if config.tuner.tuner_type != "full" and not packed and not bnb_switched_off():
         found.append("--load_in_4bit true (QLoRA)")
     if config.tuner.tuner_type == "full":
         found.append("--tuner_type lora (adapters only)")

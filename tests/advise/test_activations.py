@@ -134,9 +134,9 @@ def estimated(
     return ROWS * LENGTH * saved_per_token(layer, 64, regime, LENGTH) + expert_copies(layer, regime)
 
 
-@pytest.mark.parametrize("light", [False, True])
+@pytest.mark.parametrize("light, rows", [(False, [17, 23]), (True, [40])])
 @pytest.mark.parametrize("family", ["llama", "qwen3"])
-def test_the_ledger_of_fused_layers_equals_what_autograd_keeps(family, light):
+def test_the_ledger_of_fused_layers_equals_what_autograd_keeps(family, light, rows):
     from peft import LoraConfig, get_peft_model
 
     from swift.advise.activations import Regime, fused_saved_per_token
@@ -146,7 +146,7 @@ def test_the_ledger_of_fused_layers_equals_what_autograd_keeps(family, light):
     from swift.train.lean.segments import Segments, attention_arguments
     from tests import tiny
 
-    tokens = 40
+    tokens = sum(rows)
     kept = []
     for layers in (2, 4):
         base = tiny.model(family, num_hidden_layers=layers)
@@ -164,12 +164,12 @@ def test_the_ledger_of_fused_layers_equals_what_autograd_keeps(family, light):
             return tensor
 
         ids = torch.randint(5, 500, (1, tokens))
-        arguments = attention_arguments(Segments([tokens]), base.config._attn_implementation, ids.device)
+        arguments = attention_arguments(Segments(rows), base.config._attn_implementation, ids.device)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
             out = base.model(input_ids=ids, use_cache=False, **arguments)
         kept.append(sum(sizes.values()))
         del out
     shape = shape_of(base.config.to_dict())
-    regime = Regime(item=4, rank=4, targets=adapted_names(shape, ("all-linear",)))
+    regime = Regime(item=4, rank=4, targets=adapted_names(shape, ("all-linear",)), alone=len(rows) == 1)
     said = fused_saved_per_token(shape.layers[0], shape.hidden, regime, light) * tokens
     assert (kept[1] - kept[0]) / 2 == pytest.approx(said, rel=0.05)

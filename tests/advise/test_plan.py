@@ -12,6 +12,7 @@ import pytest
 from swift.advise import machines, remedies, rows
 from swift.advise.fit import command_line
 from swift.advise.machines import GIB, parse_gpu
+from swift.advise.memory import Training
 from swift.advise.plan import as_dict, make_plan
 from swift.cli import main
 from swift.config.commands import PlanConfig, SftConfig
@@ -344,6 +345,13 @@ def test_padding_to_the_longest_row_of_a_batch():
     pairs = [max(a, b) for a in facts.lengths for b in facts.lengths]
     assert facts.mean_of_longest(2, 100) == pytest.approx(sum(pairs) / len(pairs))
     assert facts.mean_of_longest(2, 15) == pytest.approx(sum(min(15, p) for p in pairs) / len(pairs))
+
+
+def test_a_pass_is_as_large_as_the_longest_rows_together():
+    training = Training(batch=3, length=50, longest=(90, 40, 10, 5))
+    assert training.tokens == 50 + 40 + 10
+    assert dataclasses.replace(training, batch=2).tokens == 90
+    assert dataclasses.replace(training, longest=()).tokens == 150
 
 
 def test_what_is_not_here_is_assumed_and_said(tmp_path, monkeypatch):

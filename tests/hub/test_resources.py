@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import subprocess
+import sys
 
 import pytest
 
@@ -34,6 +36,18 @@ def test_memory_limit_of_a_container(tmp_path):
     (tmp_path / "memory.max").write_text("max\n")
     assert _cgroup_room(tmp_path) is None
     assert _cgroup_room(tmp_path / "none") is None
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="limits are read from /proc")
+@pytest.mark.parametrize("limit", ["RLIMIT_AS", "RLIMIT_DATA"])
+def test_memory_limit_of_a_process(limit):
+    script = (
+        "import resource; from swift.hub.resources import available_memory as room; before = room();"
+        f"resource.setrlimit(resource.{limit}, (2 << 30, -1)); held = bytearray(256 << 20); print(before, room())"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    before, room = map(int, done.stdout.split())
+    assert 1 << 30 < room < min(before + 1, (2 << 30) - (256 << 20))
 
 
 @pytest.mark.parametrize(("count", "text"), [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (8_040_000_000, "8.04 GB")])
