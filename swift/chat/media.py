@@ -150,8 +150,26 @@ def _by_tokens(plan: Planned, made: Processed, tokenized: Tokenized, tokens: Tok
 def _alignment(short: Sequence[int], long: Sequence[int]) -> list[int | None]:
     """For each token of `long` its position in `short`; None inside an expanded placeholder.
 
-    Equal ends first, then the stretches between the tokens whose number the processor has changed.
+    The stretches between the tokens whose number the processor has changed; where those aren't found, because what
+    stands for a picture are ids of words as well (Kosmos-2), the ends around one stretch that was put in.
     """
+    try:
+        return _between_changed(short, long)
+    except TemplateError:
+        head = _equal(short, long)
+        tail = _equal(short[::-1], long[::-1])
+        if head + tail < len(short) or len(long) < len(short):
+            raise
+        tail = len(short) - head
+        return [*range(head), *[None] * (len(long) - len(short)), *range(len(short) - tail, len(short))]
+
+
+def _equal(one: Sequence[int], other: Sequence[int]) -> int:
+    """How many first ids are the same."""
+    return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
+
+
+def _between_changed(short: Sequence[int], long: Sequence[int]) -> list[int | None]:
     changed = {token for token in {*short, *long} if short.count(token) != long.count(token)}
     source: list[int | None] = [None] * len(long)
     at, start = 0, 0

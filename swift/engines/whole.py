@@ -46,7 +46,7 @@ def generate_whole(model: Any, state: GenerationState) -> None:
         if state.sampler.seed is not None:
             torch.manual_seed(state.sampler.seed)
         output = model.generate(
-            ids,
+            input_ids=ids,  # by name: some models (BLIP-2, Kosmos-2) take pixel_values first
             attention_mask=torch.ones_like(ids),
             num_beams=state.num_beams,
             max_new_tokens=state.limit,

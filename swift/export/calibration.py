@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from swift.chat import ChatEncoder
+from swift.chat.processing import Processing
 from swift.chat.template import check_variables, choose_template
 from swift.config.commands import ExportConfig
 from swift.errors import DataError, TemplateError, UsageError
@@ -71,10 +72,10 @@ def gather(
 
 
 def chat_encoder(
-    config: ExportConfig, model: LocalModel, files: ModelFiles, tokenizer: Any
+    config: ExportConfig, model: LocalModel, files: ModelFiles, tokenizer: Any, processor: Processing | None = None
 ) -> tuple[ChatEncoder, str | None]:
-    """The encoder of the options, without a limit of length, and the Jinja text of its template (None: the
-    tokenizer's own)."""
+    """The encoder of the options, without a limit of length (`processor` is for rows with media), and the Jinja text of
+    its template (None: the tokenizer's own)."""
     chat = config.chat
     family = model.entry.template if model.entry else None
     template = choose_template(chat.template, tokenizer.chat_template, family, files.path).text
@@ -86,6 +87,7 @@ def chat_encoder(
         enable_thinking=chat.enable_thinking,
         preserve_thinking=chat.preserve_thinking,
         template_kwargs=chat.template_kwargs,
+        processor=processor,
     )
     return encoder, template
 

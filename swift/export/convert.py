@@ -67,8 +67,9 @@ def _convert(
 
     tokenizer = load_tokenizer(base, trust_remote_code=plan.trust_remote_code)
     from swift.export.export import MOST_TOKENS, PROMPTS
+    from swift.export.proof import Prompt
 
-    prompts = [tokenizer(text)["input_ids"][:MOST_TOKENS] for text in PROMPTS]
+    prompts = [Prompt(tokenizer(text)["input_ids"][:MOST_TOKENS]) for text in PROMPTS]
     job = MergeJob(base, files, (), out, dataclasses.replace(plan, dtype=dtype), prompts, config.export.max_shard_size)
     with written_aside(out) as staging:
         report = _write(config, job, plan, staging)

@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from swift.config.commands import ExportConfig
 from swift.config.record import explain, inherit, save_args
@@ -18,6 +18,9 @@ from swift.errors import UsageError
 from swift.hub import AdapterFiles, LocalModel, ModelFiles, check_adapter_files, check_model_files, resolve_options
 from swift.runs import announce, file_digest
 from swift.say import speak
+
+if TYPE_CHECKING:
+    from swift.export.proof import Prompt
 
 log = logging.getLogger("swift")
 
@@ -244,27 +247,65 @@ def merge_adapters(config: ExportConfig, model: LocalModel, files: ModelFiles, a
 
 def find_prompts(
     config: ExportConfig, model: LocalModel, files: ModelFiles, adapters: tuple[Path, ...], tokenizer: Any
-) -> tuple[list[list[int]], str | None]:
-    """(token ids of the prompts to compare on, Jinja text of a template other than the tokenizer's own).
+) -> tuple[list[Prompt], str | None]:
+    """(the prompts to compare on, Jinja text of a template other than the tokenizer's own).
 
-    Rows of --dataset or --val_dataset if given, else those that the training held out, else a few built-in questions.
+    Rows of --dataset or --val_dataset if given, else those that the training held out, else a few built-in questions,
+    one about a picture of noise where the model sees: what was learned may be in its eyes alone.
     """
+    from swift.data.processors import find_processing
     from swift.engines.setup import PlainEncoder
+    from swift.export.proof import Prompt
 
     chat = config.chat
     if not chat.use_chat_template:
         encoder: Any = PlainEncoder(tokenizer, chat.system, chat.response_prefix)
-        return [encoder.prompt([{"role": "user", "content": text}])[:MOST_TOKENS] for text in PROMPTS], None
+        asked = [encoder.prompt([{"role": "user", "content": text}]) for text in PROMPTS]
+        return [Prompt(ids[:MOST_TOKENS]) for ids in asked], None
     from swift.export.calibration import chat_encoder
 
-    encoder, template = chat_encoder(config, model, files, tokenizer)
+    processing = find_processing(files.path, config.media, config.model.trust_remote_code)
+    encoder, template = chat_encoder(config, model, files, tokenizer, processing)
     rows = _rows(config, adapters)
     if rows:
-        ids = [encoder.encode(row).input_ids for row in rows[:MOST_PROMPTS]]
-        log.info("comparing on %d rows", len(ids))
+        prompts = [_prompt_of(encoder, row) for row in rows[:MOST_PROMPTS]]
+        log.info("comparing on %d rows", len(prompts))
     else:
-        ids = [encoder.prompt([{"role": "user", "content": text}]) for text in PROMPTS]
-    return [list(prompt[:MOST_TOKENS]) for prompt in ids], template
+        asked = [encoder.prompt([{"role": "user", "content": text}]) for text in PROMPTS]
+        prompts = [Prompt(ids[:MOST_TOKENS]) for ids in asked]
+        if processing is not None and "image" in processing.kinds:
+            prompts += _about_noise(encoder)
+    return prompts, template
+
+
+def _prompt_of(encoder: Any, row: Mapping[str, Any]) -> Prompt:
+    """A row cut to MOST_TOKENS; one with media whole, with their tensors."""
+    from swift.export.proof import Prompt
+
+    encoded = encoder.encode(row)
+    if encoded.media is None:
+        return Prompt(encoded.input_ids[:MOST_TOKENS])
+    media = dict(encoded.media)
+    made = encoder.processor.run(media.pop("text"), media)
+    return Prompt(made.ids, made.tensors)
+
+
+def _about_noise(encoder: Any) -> list[Prompt]:
+    """A question about a picture, none where the template or the processor takes it in another way."""
+    import numpy as np
+    from PIL import Image
+
+    from swift.errors import DataError, TemplateError
+    from swift.export.proof import Prompt
+
+    noise = np.random.default_rng(0).integers(0, 256, (224, 224, 3), dtype=np.uint8)
+    parts = [{"type": "image", "image": Image.fromarray(noise)}, {"type": "text", "text": "What is this?"}]
+    try:
+        ids, tensors = encoder.prompt_inputs([{"role": "user", "content": parts}])
+    except (DataError, TemplateError) as error:
+        log.info("the merge is compared on text alone: %s", error.what)
+        return []
+    return [Prompt(ids, tensors or {})]
 
 
 def _rows(config: ExportConfig, adapters: tuple[Path, ...]) -> list[Mapping[str, Any]]:

@@ -19,7 +19,16 @@ import torch
 from swift import runs
 from swift.errors import ExportError, ModelFileError, ResourceError, UsageError
 from swift.export.bases import load_plain
-from swift.export.proof import MergeProof, OtherBase, largest_difference, logits_of, other_base, top1_agreement
+from swift.export.proof import (
+    MergeProof,
+    OtherBase,
+    Prompt,
+    answerable,
+    largest_difference,
+    logits_of,
+    other_base,
+    top1_agreement,
+)
 from swift.export.writing import written_aside
 from swift.hub.files import ADAPTER_CONFIG, ModelFiles
 from swift.hub.resources import check_disk, human_bytes
@@ -39,7 +48,7 @@ WRITTEN_ANEW = ("config.json", "README.md", "args.json", "manifest.json", "conve
 @dataclass(frozen=True)
 class MergeJob:
     """What to merge. `base` is a model directory, `plan` loads it in the dtype to save (what bitsandbytes quantizes is
-    dequantized); `prompts` are token ids; `other` is a base to compare with: its words, directory and plan.
+    dequantized); `prompts` are compared on; `other` is a base to compare with: its words, directory and plan.
     """
 
     base: Path
@@ -47,7 +56,7 @@ class MergeJob:
     adapters: tuple[Path, ...]
     output_dir: Path
     plan: LoadPlan
-    prompts: Sequence[Sequence[int]]
+    prompts: Sequence[Prompt]
     max_shard_size: str = "5GB"
     exist_ok: bool = False
     other: tuple[str, Path, LoadPlan] | None = None
@@ -102,6 +111,7 @@ def merge(job: MergeJob, complete: Callable[[Path, MergeProof], None]) -> MergeP
 def _merge_into(staging: Path, job: MergeJob) -> MergeProof:
     """Merge, save to `staging`, read that back; one model in memory at a time."""
     model = load_plain(job.base, job.plan)
+    job = replace(job, prompts=answerable(model, job.prompts))
     compute = compute_dtype(job, model)
     saved_as = {name: p.dtype for name, p in model.named_parameters()}
     before = {name: bits(p) for name, p in model.named_parameters()}

@@ -8,14 +8,28 @@ construction; it is shown, with a warning when it is more than half of what the 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+import inspect
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import torch
 
+from swift.engines.whole import moved
 from swift.errors import ExportError
 
 NOISE = {torch.float32: 1e-4, torch.bfloat16: 2**-4, torch.float16: 2**-7}  # of the largest logit
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """Token ids, and the tensors of the media between them by the name of the model's argument."""
+
+    ids: Sequence[int]
+    tensors: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -96,15 +110,28 @@ class MergeProof:
         return f"rounding the merged weights is {share:.0f} % of what the adapter does: --merge_dtype float32 avoids it"
 
 
+def answerable(model, prompts: Sequence[Prompt]) -> list[Prompt]:
+    """The prompts that hold all that the model asks for (some take no text without a picture); ExportError if none."""
+    asked = inspect.signature(model.forward).parameters.values()
+    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    needed = {p.name for p in asked if p.default is p.empty and p.kind not in kinds} - {"input_ids"}
+    found = [prompt for prompt in prompts if needed <= prompt.tensors.keys()]
+    if not found:
+        fix = "give rows with media: --val_dataset FILE.jsonl"
+        raise ExportError(f"nothing to compare on: the model needs {', '.join(sorted(needed))} beside text", fix=fix)
+    return found
+
+
 @torch.inference_mode()
-def logits_of(model, prompts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+def logits_of(model, prompts: Sequence[Prompt]) -> list[torch.Tensor]:
     """float32 logits [tokens, vocabulary] of each prompt, [1, labels] of a classifier, on the cpu; prompts go through
     one by one (no padding)."""
     device = model.get_input_embeddings().weight.device
     found = []
-    for ids in prompts:
-        inputs = torch.tensor([list(ids)], device=device)
-        found.append(model(input_ids=inputs, use_cache=False).logits.flatten(0, -2).float().cpu())
+    for prompt in prompts:
+        inputs = {"input_ids": torch.tensor([list(prompt.ids)], device=device)}
+        inputs |= moved(prompt.tensors, device, model.dtype)
+        found.append(model(**inputs, use_cache=False).logits.flatten(0, -2).float().cpu())
     return found
 
 

@@ -293,7 +293,7 @@ RECIPES: dict[str, Recipe] = {
         image={"min_pixels": EDGE * EDGE, "max_pixels": 4096},
         added=[*_VISUAL, "<|extra_200|>"],
     ),
-    "idefics": Recipe(texts=False),
+    "idefics": Recipe(wrap={"image": ""}, texts=False),
     "janus": Recipe(
         config={
             **_CODES,
