@@ -135,33 +135,42 @@ def _lead(inner: Sequence[int], whole: Sequence[int]) -> int | None:
 def _by_tokens(plan: Planned, made: Processed, tokenized: Tokenized, tokens: Tokens) -> tuple[Encoded, list[int]]:
     """For a processor that doesn't say what it replaced: match the tokens of the text with its own."""
     encoded, ends = label(replace(plan, add_end=False), tokenized, tokens)
-    source = _alignment(encoded.input_ids, made.ids)
-    ids, whence = np.array(made.ids, np.int32), np.array([-1 if i is None else i for i in source], np.int64)
-    learned = (whence >= 0) & encoded.learned[whence]
-    moved = ids[learned]
-    if not (np.array_equal(moved, encoded.ids[encoded.learned]) and (moved == encoded.ids[whence[learned]]).all()):
+    source = _between_changed(encoded.input_ids, made.ids)
+    if source is None or not _keeps_learned(encoded, made, source):
+        source = _around_one_stretch(encoded.input_ids, made.ids) or source
+    if source is None:
+        raise TemplateError("the processor's tokens don't match the rendered text", where="processor")
+    if not _keeps_learned(encoded, made, source):
         raise TemplateError("the processor changes the text beyond its media placeholders", where="processor")
+    ids, whence = np.array(made.ids, np.int32), _whence(source)
+    learned = (whence >= 0) & encoded.learned[whence]
     scales = encoded.scales if encoded.scales is None else np.where(whence >= 0, encoded.scales[whence], 0.0)
     place = {i: k for k, i in enumerate(source) if i is not None}
     ends = [place[end - 1] + 1 for end in ends if end - 1 in place]
     return replace(encoded, ids=ids, learned=learned, scales=scales), ends
 
 
-def _alignment(short: Sequence[int], long: Sequence[int]) -> list[int | None]:
-    """For each token of `long` its position in `short`; None inside an expanded placeholder.
+def _whence(source: Sequence[int | None]) -> np.ndarray:
+    """int64 [tokens], -1 for None."""
+    return np.array([-1 if i is None else i for i in source], np.int64)
 
-    The stretches between the tokens whose number the processor has changed; where those aren't found, because what
-    stands for a picture are ids of words as well (Kosmos-2), the ends around one stretch that was put in.
-    """
-    try:
-        return _between_changed(short, long)
-    except TemplateError:
-        head = _equal(short, long)
-        tail = _equal(short[::-1], long[::-1])
-        if head + tail < len(short) or len(long) < len(short):
-            raise
-        tail = len(short) - head
-        return [*range(head), *[None] * (len(long) - len(short)), *range(len(short) - tail, len(short))]
+
+def _keeps_learned(encoded: Encoded, made: Processed, source: Sequence[int | None]) -> bool:
+    ids, whence = np.array(made.ids, np.int32), _whence(source)
+    learned = (whence >= 0) & encoded.learned[whence]
+    moved = ids[learned]
+    return np.array_equal(moved, encoded.ids[encoded.learned]) and bool((moved == encoded.ids[whence[learned]]).all())
+
+
+def _around_one_stretch(short: Sequence[int], long: Sequence[int]) -> list[int | None] | None:
+    """The equal ends around one stretch that was put in, where what stands for a picture are ids of words as well
+    (Kosmos-2); up to two last tokens may be gone (white space at the end)."""
+    for gone in range(3):
+        kept = short[: len(short) - gone]
+        head, tail = _equal(kept, long), _equal(kept[::-1], long[::-1])
+        if len(kept) <= len(long) and head + tail >= len(kept):
+            return [*range(head), *[None] * (len(long) - len(kept)), *range(head, len(kept))]
+    return None
 
 
 def _equal(one: Sequence[int], other: Sequence[int]) -> int:
@@ -169,7 +178,12 @@ def _equal(one: Sequence[int], other: Sequence[int]) -> int:
     return next((i for i, (a, b) in enumerate(zip(one, other, strict=False)) if a != b), min(len(one), len(other)))
 
 
-def _between_changed(short: Sequence[int], long: Sequence[int]) -> list[int | None]:
+def _between_changed(short: Sequence[int], long: Sequence[int]) -> list[int | None] | None:
+    """For each token of `long` its position in `short`; None inside an expanded placeholder.
+
+    Equal ends first, then the stretches between the tokens whose number the processor has changed; None in all when
+    they aren't found.
+    """
     changed = {token for token in {*short, *long} if short.count(token) != long.count(token)}
     source: list[int | None] = [None] * len(long)
     at, start = 0, 0
@@ -181,7 +195,7 @@ def _between_changed(short: Sequence[int], long: Sequence[int]) -> list[int | No
         last = stop == len(short)
         found = len(long) - len(run) if last else _find(long, run, at)
         if found is None or found < at or long[found : found + len(run)] != run:
-            raise TemplateError("the processor's tokens don't match the rendered text", where="processor")
+            return None
         source[found : found + len(run)] = range(start, stop)
         at, start = found + len(run), stop + 1
     return source

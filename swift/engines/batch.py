@@ -97,7 +97,9 @@ def _places(mask: torch.Tensor) -> torch.Tensor:
 
 
 def _forgets_inputs(model: Any) -> bool:
-    """Whether `generate` takes nothing of a prompt's media on to the next step."""
+    """Whether `generate`, which must be the common one, takes nothing of a prompt's media on to the next step."""
+    if type(model).generate is not GenerationMixin.generate:
+        return False
     return type(model)._update_model_kwargs_for_generation is GenerationMixin._update_model_kwargs_for_generation
 
 

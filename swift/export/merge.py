@@ -111,12 +111,12 @@ def merge(job: MergeJob, complete: Callable[[Path, MergeProof], None]) -> MergeP
 def _merge_into(staging: Path, job: MergeJob) -> MergeProof:
     """Merge, save to `staging`, read that back; one model in memory at a time."""
     model = load_plain(job.base, job.plan)
-    job = replace(job, prompts=answerable(model, job.prompts))
     compute = compute_dtype(job, model)
     saved_as = {name: p.dtype for name, p in model.named_parameters()}
     before = {name: bits(p) for name, p in model.named_parameters()}
     own_template_of_weights = model._weight_conversions
     model.to(compute)
+    job = replace(job, prompts=answerable(model, job.prompts))
     base = logits_of(model, job.prompts)
     tuned = load_adapters(model, job.adapters)
     reference = logits_of(tuned, job.prompts)

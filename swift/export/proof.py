@@ -8,7 +8,6 @@ construction; it is shown, with a warning when it is more than half of what the 
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -110,16 +109,19 @@ class MergeProof:
         return f"rounding the merged weights is {share:.0f} % of what the adapter does: --merge_dtype float32 avoids it"
 
 
-def answerable(model, prompts: Sequence[Prompt]) -> list[Prompt]:
-    """The prompts that hold all that the model asks for (some take no text without a picture); ExportError if none."""
-    asked = inspect.signature(model.forward).parameters.values()
-    kinds = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    needed = {p.name for p in asked if p.default is p.empty and p.kind not in kinds} - {"input_ids"}
-    found = [prompt for prompt in prompts if needed <= prompt.tensors.keys()]
-    if not found:
-        fix = "give rows with media: --val_dataset FILE.jsonl"
-        raise ExportError(f"nothing to compare on: the model needs {', '.join(sorted(needed))} beside text", fix=fix)
-    return found
+def answerable(model, prompts: Sequence[Prompt]) -> Sequence[Prompt]:
+    """The prompts that the model takes: those with media alone where it refuses text without them (BLIP-2, Kosmos-2).
+    ExportError when there are none then."""
+    texts = [prompt for prompt in prompts if not prompt.tensors]
+    media = [prompt for prompt in prompts if prompt.tensors]
+    try:
+        logits_of(model, texts[:1])
+    except (TypeError, ValueError) as error:
+        if media:
+            return media
+        what, fix = f"nothing to compare on: the model takes no text alone ({error})", "--val_dataset FILE with media"
+        raise ExportError(what, fix=fix) from error
+    return prompts
 
 
 @torch.inference_mode()
