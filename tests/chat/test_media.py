@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 
 from swift.chat import ChatEncoder, RowDropped
-from swift.errors import DataError
+from swift.chat.processing import Processed, Processing
+from swift.errors import DataError, TemplateError
 from tests.chat.templates import fitted
 
 TEMPLATE = (
@@ -80,3 +81,34 @@ def test_media_are_counted_and_never_cut(processor, pictures):
         encoder.encode({"messages": TALK, "images": pictures[:2]})
     found = ChatEncoder(processor.tokenizer).encode_batch([{"messages": TALK, "images": pictures}])[0]
     assert isinstance(found, DataError)
+
+
+class PutsInWords(Processing):
+    """What stands for the picture are ids that words have as well, and white space at the end is gone (Kosmos-2)."""
+
+    def run(self, text, media):
+        ids = self.processor.tokenizer(text)["input_ids"]
+        at = ids.index(self.processor.tokenizer.convert_tokens_to_ids("<picture>"))
+        self.put = [*ids[:3], *ids[-6:-2], *ids[:3]]
+        return Processed([*ids[:at], *self.put, *ids[at:-1]], {}, None)
+
+
+def test_ids_of_words_that_stand_for_a_picture_are_not_learned(processor, pictures):
+    tok = processor.tokenizer
+    talk = [{"role": "user", "content": "<image>What is this?"}, TALK[1]]
+    row = {"messages": talk, "images": pictures[:1]}
+    processing = PutsInWords.of(processor)
+    encoded = ChatEncoder(tok, processor=processing).encode(row)
+    assert tok.decode([label for label in encoded.labels if label != -100]) == "A cat. A dog.<|im_end|>"
+    learned = [i for i, label in enumerate(encoded.labels) if label != -100]
+    assert [encoded.input_ids[i] for i in learned] == [encoded.labels[i] for i in learned]
+    assert set(processing.put) & {encoded.labels[i] for i in learned} and len(learned) < learned[0]
+
+    class Changes(PutsInWords):
+        def run(self, text, media):
+            made = super().run(text, media)
+            made.ids[1] += 1
+            return made
+
+    with pytest.raises(TemplateError, match="processor"):
+        ChatEncoder(tok, processor=Changes.of(processor)).encode(row)

@@ -6,6 +6,7 @@ import base64
 from pathlib import Path
 
 import pytest
+import torch
 
 from swift.chat import ChatEncoder
 from swift.chat.medium import read_image
@@ -67,6 +68,29 @@ def test_greedy_answers_are_those_of_generate(family, talks):
         found = [list(result.token_ids) for result in generate_all(engine, requests)]
         assert found == [*expected, *expected]
         assert expected[0] != expected[1]
+    finally:
+        engine.close()
+
+
+def test_a_models_own_generate_answers_and_may_take_pixels_first(talks):
+    kind, config, processor = tiny_vlm.llava()
+    processor.chat_template = processor.tokenizer.chat_template
+    torch.manual_seed(0)
+    plain = kind(config).eval()
+    first = wanted(processor, plain, talks[0])[0]
+
+    class Own(kind):
+        def generate(self, pixel_values=None, input_ids=None, attention_mask=None, **kwargs):
+            kwargs |= {"pixel_values": pixel_values, "attention_mask": attention_mask, "suppress_tokens": [first]}
+            return super().generate(input_ids, **kwargs)
+
+    model = Own(config).eval()
+    model.load_state_dict(plain.state_dict())
+    expected = wanted(processor, model, talks[0])
+    assert first not in expected
+    engine = PtEngine(model, processor.tokenizer, ChatEncoder(processor.tokenizer, processor=processor))
+    try:
+        assert list(generate(engine, GenerationRequest(messages=talks[0], sampling=GREEDY)).token_ids) == expected
     finally:
         engine.close()
 

@@ -9,14 +9,16 @@ import pytest
 import torch
 from peft import LoraConfig, PeftModel, TaskType, get_peft_model
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, AutoTokenizer
 
 from swift import runs
 from swift.cli import main
 from swift.config.tuner import TunerOptions
+from swift.errors import ExportError
+from swift.export.proof import Prompt, answerable
 from swift.models.load import add_special_tokens, resize_embeddings
 from swift.models.tuners import apply_tuner
-from tests import tiny
+from tests import tiny, tiny_vlm
 
 IDS = torch.tensor([[5, 9, 200, 31, 77, 12]])
 
@@ -185,6 +187,45 @@ def test_the_rows_given_are_compared_on(tmp_path, capfd):
     rows.write_text(json.dumps({"query": "Who are you?", "response": "I am an assistant."}) + "\n")
     assert export("--adapters", adapter, "--output_dir", tmp_path / "out", "--dataset", rows) == 0
     assert json.loads((tmp_path / "out" / "export_report.json").read_text())["prompts"] == 1
+
+
+@pytest.mark.parametrize("given", [True, False], ids=["rows with pictures", "noise"])
+def test_what_the_eyes_alone_have_learned_is_compared_on_pictures(tmp_path, given, capfd):
+    base = tiny_vlm.checkpoint(tmp_path / "base")
+    options = LoraConfig(r=4, target_modules=r".*vision_tower.*\.[qv]_proj")
+    tuned = get_peft_model(AutoModelForImageTextToText.from_pretrained(base, dtype=torch.float32), options)
+    tuned.peft_config["default"].base_model_name_or_path = str(base)
+    randomize(tuned, 0.3).save_pretrained(tmp_path / "adapter")
+    words = []
+    if given:
+        picture = tiny_vlm.picture(tmp_path / "a.png")
+        row = {"query": "<image>What is this?", "response": "A cat.", "images": [picture]}
+        (tmp_path / "rows.jsonl").write_text(json.dumps(row) + "\n")
+        words = ["--dataset", tmp_path / "rows.jsonl"]
+    assert export("--adapters", tmp_path / "adapter", "--output_dir", tmp_path / "out", *words) == 0, capfd.readouterr()
+    report = json.loads((tmp_path / "out" / "export_report.json").read_text())
+    assert report["difference"] < 1e-4 < 1e-3 < report["adapter_effect"]
+    assert report["prompts"] == 1 or not given
+    expected = tuned.merge_and_unload().state_dict()
+    merged = AutoModelForImageTextToText.from_pretrained(tmp_path / "out", dtype=torch.float32).state_dict()
+    assert merged.keys() == expected.keys()
+    assert not [name for name in merged if not torch.allclose(merged[name], expected[name], atol=1e-6)]
+
+
+def test_a_model_that_refuses_text_alone_is_asked_about_pictures(tmp_path):
+    kind, config, processor = tiny_vlm.llava()
+
+    class NeedsPictures(kind):
+        def forward(self, pixel_values, input_ids=None, **kwargs):
+            return super().forward(input_ids, pixel_values, **kwargs)
+
+    made = processor(text=["<image>What?"], images=[torch.zeros(3, 28, 28)], return_tensors="pt")
+    text, seen = Prompt([5, 9, 200]), Prompt(made["input_ids"][0].tolist(), {"pixel_values": made["pixel_values"]})
+    model = NeedsPictures(config).eval()
+    assert answerable(model, [text, seen]) == [seen]
+    assert answerable(kind(config).eval(), [text, seen]) == [text, seen]
+    with pytest.raises(ExportError, match="takes no text alone"):
+        answerable(model, [text])
 
 
 def left_over(folder: Path) -> list[str]:
