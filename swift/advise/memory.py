@@ -25,15 +25,18 @@ from swift.advise.layers import Layer, Linear, Shape
 from swift.advise.shape import shape_of
 from swift.advise.spread import Spread
 
-# The process before any model: Python, torch, transformers and, for training, peft and the trainer on the CPU; the
-# driver's context, kernels and cuBLAS workspaces on a GPU.
-CPU_FRAMEWORK, CPU_TRAINING = 550_000_000, 615_000_000
+# The process before any model: Python, torch, transformers and, for training, peft and the trainer on the CPU, beside
+# what quantizes while loading and what processors of media bring; the driver's context, kernels and cuBLAS workspaces
+# on a GPU.
+CPU_FRAMEWORK, CPU_TRAINING, CPU_QUANTIZING = 410_000_000, 445_000_000, 45_000_000
+CPU_MEDIA = 170_000_000
 GPU_CONTEXT = 600_000_000
 GPU_SLACK = 0.05  # of activations: blocks that torch's allocator can't reuse
 # On the CPU glibc keeps freed blocks below 32 MiB, and aligned ones it can hardly reuse: shares, measured with glibc
-# 2.36, of what all layers save (checkpointed or not) that come on top with LoRA and with full training
+# 2.36, of what all layers save (checkpointed or not) that come on top with LoRA, fused and plain, and with full
+# training
 HEAP_BLOCK = 32 << 20
-HEAP_LORA, HEAP_FULL = 0.75, 0.35
+HEAP_FUSED, HEAP_LORA, HEAP_FULL = 0.4, 0.75, 0.35
 # What one label position's logits cost in the loss, per vocabulary entry: log-probabilities and two gradients, float32
 LOSS_BYTES = 12
 LEAN_CHUNK = 32 << 20  # bytes of float32 logits that the lean head has at once
@@ -108,8 +111,8 @@ class Training:
 
     @property
     def fuses(self) -> bool:
-        """Whether LoRA layers are fused: not over quantized weights, not with DoRA."""
-        return self.fused and not (self.full or self.weight_bits or self.dora)
+        """Whether LoRA layers are fused and keep no more than their inputs: not with DoRA, which keeps results too."""
+        return self.fused and not (self.full or self.dora)
 
 
 @dataclass(frozen=True)
@@ -181,7 +184,9 @@ def estimate(
         "activations": int(activations * (1 + slack)),
         "logits": int(logits * (1 + slack)),
         "allocator": int(_kept_by_heap(shape, training, regime)),
-        "framework": framework_bytes(training.device, training=True),
+        "framework": framework_bytes(
+            training.device, training=True, quantizing=training.weight_bits > 0, media=shape.tower > 0
+        ),
     }
     return Estimate(parts, trainable)
 
@@ -197,10 +202,10 @@ def _adapter_bytes(trainable: int, copies: int, train_item: int, item: int, trai
     return trainable * train_item // training.spread.parts_of_weights + again
 
 
-def framework_bytes(device: str, training: bool = False) -> int:
+def framework_bytes(device: str, training: bool = False, quantizing: bool = False, media: bool = False) -> int:
     if device not in ("cpu", "mps"):
         return GPU_CONTEXT
-    return CPU_TRAINING if training else CPU_FRAMEWORK
+    return (CPU_TRAINING if training else CPU_FRAMEWORK) + CPU_QUANTIZING * quantizing + CPU_MEDIA * media
 
 
 def weight_bytes(
@@ -313,7 +318,6 @@ def _kept_by_heap(shape: Shape, training: Training, regime: Regime) -> float:
     if not training.glibc or training.device != "cpu":
         return 0.0
     tokens = training.tokens
-    share = HEAP_FULL if training.full else HEAP_LORA
     total = 0.0
     for layer in shape.layers:
         inner = max(layer.inner, layer.expert_inner * layer.top_k)
@@ -322,6 +326,8 @@ def _kept_by_heap(shape: Shape, training: Training, regime: Regime) -> float:
         saved = saved_per_token(layer, shape.hidden, regime, training.length)
         if tokens * inner * regime.item >= HEAP_BLOCK:
             saved -= 3 * inner * regime.item
+        fused = training.fuses and fused_saved_per_token(layer, shape.hidden, regime, training.light) is not None
+        share = HEAP_FULL if training.full else HEAP_FUSED if fused else HEAP_LORA
         total += tokens * max(0.0, saved) * share
     return total
 
@@ -364,7 +370,7 @@ def estimate_inference(
         "KV cache": cache + rows * largest * item,
         "activations": int(rows * length * widest),
         "logits": rows * shape.vocab * (item + 2 * WIDE),
-        "framework": framework_bytes(device),
+        "framework": framework_bytes(device, quantizing=weight_bits > 0, media=shape.tower > 0),
     }
     return Estimate(parts)
 
