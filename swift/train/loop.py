@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import gc
 import logging
 from pathlib import Path
 from typing import Any
@@ -73,6 +72,7 @@ def train_in_memory(
         setup = dataclasses.replace(setup, config=_with(setup, portions))
         model = _released(trainer)
         del trainer
+        outofmemory.give_back()  # the optimizer's state among it
         args = _arguments(setup, total_steps, args.output_dir)
 
 
@@ -96,7 +96,8 @@ def _train(trainer: SftTrainer, setup: Setup, checkpoint: Path | None) -> tuple[
         )
         saved = outofmemory.keep_last_step(trainer, start)
         failure = outofmemory.explained(trainer, setup.config, now, saved, setup.files.quantization is not None)
-        less = smaller(now) if training.auto_find_batch_size and _can_go_on(trainer, saved) else None
+        goes_on = training.auto_find_batch_size and trainer.in_hand[0] and _can_go_on(trainer, saved)
+        less = smaller(now) if goes_on else None
         if less is None:
             raise failure from error
     finally:
@@ -127,7 +128,6 @@ def _released(trainer: SftTrainer) -> torch.nn.Module:
         trainer._deactivate_neftune(model)
     trainer.optimizer = trainer.lr_scheduler = None
     trainer.accelerator.free_memory()
-    gc.collect()
     return model
 
 

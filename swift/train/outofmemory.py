@@ -7,6 +7,9 @@ been written before it. Knows nothing of why memory is short.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
+import gc
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -84,19 +87,30 @@ def explained(
 ) -> ResourceError:
     """The error for the user: step, batch, rows, and what to change, cheapest first. `quantized`: the checkpoint is."""
     rows, shape = trainer.in_hand
+    step = trainer.state.global_step + 1
+    what = f"out of memory in step {step}, in a batch of {shape[0]} x {shape[1]} tokens"
+    if not rows:
+        what = f"out of memory on the way to step {step}"
     named = [trainer.sources(row) for row in rows[:SHOWN_ROWS]] + (["..."] if len(rows) > SHOWN_ROWS else [])
     kept = f"; the steps before it are in {saved}: add --resume_from_checkpoint auto" if saved else ""
     return ResourceError(
-        f"out of memory in step {trainer.state.global_step + 1}, in a batch of {shape[0]} x {shape[1]} tokens",
-        where=", ".join(named),
+        what,
+        where=", ".join(named) or None,
         fix=", else ".join(remedies(config, portions, shape[1], quantized)) + kept,
     )
 
 
+def give_back() -> None:
+    """Nothing that isn't referred to any more stays in this process: cycles, and what glibc keeps for later."""
+    gc.collect()
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
 def remedies(config: SftConfig, portions: Portions, length: int, quantized: bool) -> list[str]:
-    """What to type, the cheapest first: time, then quality, then data."""
+    """What to type, the cheapest first: time, then quality, then data. `length`: of the batch, 0 before the first."""
     found = []
-    less = smaller(portions)
+    less = smaller(portions) if length else None
     if less is not None:
         found.append(
             f"--per_device_train_batch_size {less.batch} --gradient_accumulation_steps {less.accumulation} "
@@ -109,5 +123,6 @@ def remedies(config: SftConfig, portions: Portions, length: int, quantized: bool
         found.append("--load_in_4bit true (QLoRA)")
     if config.tuner.tuner_type == "full":
         found.append("--tuner_type lora (adapters only)")
-    found.append(f"--max_length {max(length // 2, 1)} (shorter rows)")
+    if length > 1:
+        found.append(f"--max_length {length // 2} (shorter rows)")
     return found
