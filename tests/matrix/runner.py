@@ -193,7 +193,8 @@ def _finish(child: Child, results: Path, ended: str) -> dict[str, Any]:
             outcome[step] = ended or "the process ended early"
             break
     shutil.rmtree(child.root, ignore_errors=True)
-    failed = {step: reason for step, reason in outcome.items() if reason and not reason.startswith("needs ")}
+    told = {step: reason.replace(f"{child.root}/", "") for step, reason in outcome.items() if reason}
+    failed = {step: reason for step, reason in told.items() if not reason.startswith("needs ")}
     found = {
         "type": child.name,
         "architecture": class_of(child.name),
