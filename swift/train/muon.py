@@ -30,6 +30,8 @@ SETTINGS: dict[str, Callable[[str], Any]] = {
 
 def settings_of(optim_args: str | None) -> dict[str, Any]:
     """Muon's settings; UsageError for those that it doesn't have or can't read."""
+    if not hasattr(torch.optim, "Muon"):
+        raise UsageError("this torch has no Muon", where=f"--optim {NAME}", fix="torch 2.9 or later")
     found: dict[str, Any] = {"adjust_lr_fn": "match_rms_adamw"}
     for part in filter(None, (optim_args or "").replace(" ", "").split(",")):
         name, _, text = part.partition("=")

@@ -155,3 +155,9 @@ def test_arguments_that_an_optimizer_doesn_t_read_are_refused(optim, arguments, 
         return
     with pytest.raises(UsageError, match=words):
         check_optimizer(args)
+
+
+def test_a_torch_without_muon_is_told_so(monkeypatch):
+    monkeypatch.delattr(torch.optim, "Muon")
+    with pytest.raises(UsageError, match="no Muon"):
+        check_name(support.config(optim="muon"))
