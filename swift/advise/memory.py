@@ -309,8 +309,13 @@ def _lean_logits(shape: Shape, training: Training, regime: Regime, labels: float
 
 def _saved(layer: Layer, hidden: int, regime: Regime, training: Training) -> float:
     """Bytes per token that one layer keeps."""
-    fused = fused_saved_per_token(layer, hidden, regime, training.light) if training.fuses else None
+    fused = _saved_fused(layer, hidden, regime, training)
     return saved_per_token(layer, hidden, regime, training.length) if fused is None else fused
+
+
+def _saved_fused(layer: Layer, hidden: int, regime: Regime, training: Training) -> float | None:
+    """The same where the layer is fused, else None."""
+    return fused_saved_per_token(layer, hidden, regime, training.light) if training.fuses else None
 
 
 def _kept_by_heap(shape: Shape, training: Training, regime: Regime) -> float:
@@ -326,9 +331,8 @@ def _kept_by_heap(shape: Shape, training: Training, regime: Regime) -> float:
         saved = saved_per_token(layer, shape.hidden, regime, training.length)
         if tokens * inner * regime.item >= HEAP_BLOCK:
             saved -= 3 * inner * regime.item
-        fused = training.fuses and fused_saved_per_token(layer, shape.hidden, regime, training.light) is not None
-        share = HEAP_FULL if training.full else HEAP_FUSED if fused else HEAP_LORA
-        total += tokens * max(0.0, saved) * share
+        lora = HEAP_LORA if _saved_fused(layer, shape.hidden, regime, training) is None else HEAP_FUSED
+        total += tokens * max(0.0, saved) * (HEAP_FULL if training.full else lora)
     return total
 
 

@@ -34,7 +34,7 @@ def training_of(config: SftConfig, facts: ModelFacts, machine: Machine, data: Ro
     length = config.chat.max_length or 2048
     if data.exact:
         length = min(length, data.longest)
-    apart = training.padding_free and data.exact and len(data.lengths) == data.rows and not data.assumed
+    all_known = data.exact and not data.assumed and len(data.lengths) == data.rows
     mixed = training.bf16 or training.fp16
     return Training(
         dtype=dtype,
@@ -59,8 +59,10 @@ def training_of(config: SftConfig, facts: ModelFacts, machine: Machine, data: Ro
         attention=config.model.attn_impl or "sdpa",
         lean_head=bool(training.lean_head),
         label_share=data.answer_share,
+        longest=data.lengths[: -training.per_device_train_batch_size - 1 : -1]
+        if training.padding_free and all_known
+        else (),
         # rows that stand one behind the other need no mask
-        longest=data.lengths[: -training.per_device_train_batch_size - 1 : -1] if apart else (),
         rows_differ=not training.padding_free and (data.assumed or len(set(data.lengths)) > 1),
         spread=spread_of(config, machine),
         device=machine.kind,

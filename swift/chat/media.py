@@ -135,31 +135,24 @@ def _lead(inner: Sequence[int], whole: Sequence[int]) -> int | None:
 def _by_tokens(plan: Planned, made: Processed, tokenized: Tokenized, tokens: Tokens) -> tuple[Encoded, list[int]]:
     """For a processor that doesn't say what it replaced: match the tokens of the text with its own."""
     encoded, ends = label(replace(plan, add_end=False), tokenized, tokens)
-    source = _between_changed(encoded.input_ids, made.ids)
-    if source is None or not _keeps_learned(encoded, made, source):
-        source = _around_one_stretch(encoded.input_ids, made.ids) or source
-    if source is None:
-        raise TemplateError("the processor's tokens don't match the rendered text", where="processor")
-    if not _keeps_learned(encoded, made, source):
-        raise TemplateError("the processor changes the text beyond its media placeholders", where="processor")
-    ids, whence = np.array(made.ids, np.int32), _whence(source)
-    learned = (whence >= 0) & encoded.learned[whence]
+    ids = np.array(made.ids, np.int32)
+    what = "the processor's tokens don't match the rendered text"
+    for find in (_between_changed, _around_one_stretch):
+        source = find(encoded.input_ids, made.ids)
+        if source is None:
+            continue
+        whence = np.array([-1 if i is None else i for i in source], np.int64)
+        learned = (whence >= 0) & encoded.learned[whence]
+        moved = ids[learned]
+        if np.array_equal(moved, encoded.ids[encoded.learned]) and (moved == encoded.ids[whence[learned]]).all():
+            break
+        what = "the processor changes the text beyond its media placeholders"
+    else:
+        raise TemplateError(what, where="processor")
     scales = encoded.scales if encoded.scales is None else np.where(whence >= 0, encoded.scales[whence], 0.0)
     place = {i: k for k, i in enumerate(source) if i is not None}
     ends = [place[end - 1] + 1 for end in ends if end - 1 in place]
     return replace(encoded, ids=ids, learned=learned, scales=scales), ends
-
-
-def _whence(source: Sequence[int | None]) -> np.ndarray:
-    """int64 [tokens], -1 for None."""
-    return np.array([-1 if i is None else i for i in source], np.int64)
-
-
-def _keeps_learned(encoded: Encoded, made: Processed, source: Sequence[int | None]) -> bool:
-    ids, whence = np.array(made.ids, np.int32), _whence(source)
-    learned = (whence >= 0) & encoded.learned[whence]
-    moved = ids[learned]
-    return np.array_equal(moved, encoded.ids[encoded.learned]) and bool((moved == encoded.ids[whence[learned]]).all())
 
 
 def _around_one_stretch(short: Sequence[int], long: Sequence[int]) -> list[int | None] | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import gc
 import logging
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ from swift.train.distributed import left_out
 from swift.train.examples import Examples
 from swift.train.heads import objective_of
 from swift.train.interrupt import Interrupt
+from swift.train.lean import pages
 from swift.train.outofmemory import StepStart
 from swift.train.portions import Portions, smaller
 from swift.train.probe import Probe
@@ -72,7 +74,8 @@ def train_in_memory(
         setup = dataclasses.replace(setup, config=_with(setup, portions))
         model = _released(trainer)
         del trainer
-        outofmemory.give_back()  # the optimizer's state among it
+        gc.collect()  # the optimizer's state among it
+        pages.give_back_freed()
         args = _arguments(setup, total_steps, args.output_dir)
 
 

@@ -18,8 +18,8 @@ from transformers.training_args import OptimizerNames
 from swift.config.commands import SftConfig
 from swift.errors import MissingPackage, UsageError
 from swift.train import muon
+from swift.train.sharding import PLAIN
 
-PLAIN = "--optim adamw_torch_fused"
 # Optimizers that train linear layers' weights in a space of low rank.
 LOW_RANK = ("galore_", "apollo_")
 # beginnings of names -> (module, what to pip install)

@@ -7,9 +7,6 @@ been written before it. Knows nothing of why memory is short.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
-import gc
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -98,13 +95,6 @@ def explained(
         where=", ".join(named) or None,
         fix=", else ".join(remedies(config, portions, shape[1], quantized)) + kept,
     )
-
-
-def give_back() -> None:
-    """Nothing that isn't referred to any more stays in this process: cycles, and what glibc keeps for later."""
-    gc.collect()
-    with contextlib.suppress(OSError, AttributeError):
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
 
 
 def remedies(config: SftConfig, portions: Portions, length: int, quantized: bool) -> list[str]:

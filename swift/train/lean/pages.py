@@ -1,4 +1,4 @@
-"""Memory of a mapped weight file that nothing reads any more, given back to the system.
+"""Memory that nothing reads any more, given back to the system: of a mapped weight file, and what was freed.
 
 Promises: the file's pages stay in the system's cache, so that the next start finds them; memory of any other kind is
 left alone. Does nothing but on Linux.
@@ -27,6 +27,12 @@ def give_back(tensor: torch.Tensor) -> None:
     end = (storage.data_ptr() + storage.nbytes()) // mmap.PAGESIZE * mmap.PAGESIZE
     if end > start and _of_a_file(start, end):
         _libc().madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED)
+
+
+def give_back_freed() -> None:
+    """What glibc keeps of freed memory for later; nothing with another C library."""
+    if MAPS.exists() and hasattr(_libc(), "malloc_trim"):
+        _libc().malloc_trim(0)
 
 
 def _of_a_file(start: int, end: int) -> bool:
